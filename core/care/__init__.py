@@ -1,0 +1,1 @@
+"""Care of whole stores: copy, export and import, verify, collect garbage. The engine never imports it."""
