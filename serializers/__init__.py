@@ -1,0 +1,1 @@
+"""Part of Perdure: see the README in this folder."""
