@@ -1,0 +1,158 @@
+"""Which attempts share a Ray task (perdure.onray.batching)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from support.doubles import packed
+
+from perdure.onray.batching import BATCH_SECONDS, LARGEST, Batches
+from perdure.scheduler import NotBegun, Result, Value
+
+
+class Lab:
+    """Counts Ray tasks; ``seconds`` is what each attempt reports as its duration."""
+
+    def __init__(self, seconds: float, width: int = 2) -> None:
+        self.seconds = seconds
+        self.alone: list[Any] = []
+        self.batches: list[list[Any]] = []
+        self.hold: asyncio.Event | None = None
+        self.untold: set[Any] = set()
+        self.fail = False
+        self.batching = Batches(self._alone, self._together, lambda: width)
+
+    def value(self, job: Any) -> Value:
+        return Value(packed(job), 1.0, 1.0 + self.seconds)
+
+    async def _alone(self, job: Any) -> Result:
+        self.alone.append(job)
+        if self.hold is not None:
+            await self.hold.wait()
+        await asyncio.sleep(0)
+        return self.value(job)
+
+    async def _together(self, jobs: list[Any], tell: Callable[[int, Result], None]) -> None:
+        self.batches.append(jobs)
+        await asyncio.sleep(0)
+        if self.fail:
+            return
+        for index, job in enumerate(jobs):
+            if job not in self.untold:
+                tell(index, self.value(job))
+
+    async def run(self, count: int) -> list[Result]:
+        return await asyncio.gather(*[self.batching.run("kind", n) for n in range(count)])  # type: ignore[arg-type]
+
+    async def warm(self) -> None:
+        for n in range(3):
+            await self.batching.run("kind", n)  # type: ignore[arg-type]
+        self.alone.clear()
+
+
+async def test_functions_that_take_long_never_share() -> None:
+    lab = Lab(seconds=0.05)
+    await lab.warm()
+    await lab.run(50)
+    assert not lab.batches
+    assert len(lab.alone) == 50
+
+
+async def test_unknown_functions_go_alone_until_they_are_measured() -> None:
+    lab = Lab(seconds=0.0001)
+    await lab.run(2)
+    assert not lab.batches
+
+
+async def test_tiny_functions_share_what_would_queue_and_each_gets_its_own_result() -> None:
+    lab = Lab(seconds=0.0001)
+    await lab.warm()
+    results = await lab.run(200)
+    assert results == [lab.value(n) for n in range(200)]
+    assert len(lab.alone) + len(lab.batches) < 40
+    assert sum(map(len, lab.batches)) + len(lab.alone) == 200
+    assert max(map(len, lab.batches)) <= LARGEST
+
+
+async def test_nothing_waits_for_company_while_there_is_room() -> None:
+    lab = Lab(seconds=0.0001, width=4)
+    await lab.warm()
+    lab.hold = asyncio.Event()
+    running = asyncio.ensure_future(lab.run(4))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(lab.alone) == 4
+    lab.hold.set()
+    await running
+
+
+async def test_a_batch_is_as_long_as_it_is_meant_to_run() -> None:
+    lab = Lab(seconds=0.004)
+    await lab.warm()
+    await lab.run(100)
+    assert max(map(len, lab.batches)) <= BATCH_SECONDS / 0.004
+
+
+async def test_what_a_batch_does_not_tell_runs_alone() -> None:
+    lab = Lab(seconds=0.0001)
+    await lab.warm()
+    lab.untold = set(range(10, 190, 7))
+    results = await lab.run(200)
+    assert results == [lab.value(n) for n in range(200)]
+    assert lab.untold <= set(lab.alone)
+
+
+async def test_the_members_of_a_failed_batch_run_alone() -> None:
+    lab = Lab(seconds=0.0001)
+    await lab.warm()
+    lab.fail = True
+    results = await lab.run(50)
+    assert results == [lab.value(n) for n in range(50)]
+    assert len(lab.alone) == 50
+
+
+async def test_a_batch_whose_last_wanted_member_is_cancelled_is_ended() -> None:
+    lab = Lab(seconds=0.0001)
+    await lab.warm()
+    stuck: list[Any] = []
+    ended: list[bool] = []
+
+    async def together(jobs: list[Any], tell: Callable[[int, Result], None]) -> None:
+        for index, job in enumerate(jobs[1:], 1):
+            tell(index, lab.value(job))
+        stuck.append(jobs[0])
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.append(True)
+            raise
+
+    lab.batching.together = together
+    tasks = {n: asyncio.ensure_future(lab.batching.run("kind", n)) for n in range(40)}  # type: ignore[arg-type]
+    async with asyncio.timeout(10):
+        while not stuck:
+            await asyncio.sleep(0)
+        tasks[stuck[0]].cancel()
+        while not ended:
+            await asyncio.sleep(0)
+    for task in tasks.values():
+        task.cancel()
+
+
+async def test_a_cancelled_member_is_left_out_and_the_others_go_on() -> None:
+    lab = Lab(seconds=0.0001)
+    await lab.warm()
+    lab.hold = asyncio.Event()
+    tasks = [asyncio.ensure_future(lab.batching.run("kind", n)) for n in range(20)]  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    tasks[10].cancel()
+    lab.hold.set()
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[10]
+    done = await asyncio.gather(*tasks[:10], *tasks[11:])
+    assert not any(isinstance(result, NotBegun) for result in done)
+    assert not any(10 in batch for batch in lab.batches)
+    assert 10 not in lab.alone

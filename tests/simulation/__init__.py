@@ -1,0 +1,1 @@
+"""The durable core under a virtual clock, a store with faults and processes that pause and die."""
