@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import servers
 from support import stored
 from support.clusters import Refused, Scene, until
-from support.program import TASKS, VALUE
+from support.program import TASKS, VALUE, held
 from support.remote import ENVIRONMENT, LEASE
 
 IDS = ("moved", "raced")
@@ -42,11 +43,14 @@ def left(server: servers.Server, kind: str, tmp_path_factory: pytest.TempPathFac
         Scene(folder, url, ENVIRONMENT, lease_seconds=LEASE) as second,
     ):
         with Scene(folder, url, ENVIRONMENT, lease_seconds=LEASE) as killed:
+            hold = Path(held(killed.side))
+            hold.touch()
             for workflow_id in IDS:
                 killed.console.do("start", workflow_id, str(killed.side), 0.1)
             for workflow_id in IDS:
-                until(lambda: stored.segments(url, workflow_id) >= 5, "five segments")  # noqa: B023
+                until(lambda: len(stored.done(url, workflow_id)) >= 5, "five results", pause=0.05)  # noqa: B023
             killed.head.kill()
+            hold.unlink()
         done = {i: stored.done(url, i) for i in IDS}
         runs = {i: stored.executions(first.side, i) for i in IDS}
         assert all(0 < len(done[i]) < TASKS for i in IDS)

@@ -14,7 +14,7 @@ import pytest
 import servers
 from support import stored
 from support.clusters import Scene, kill, processes, until
-from support.program import TASKS, VALUE
+from support.program import TASKS, VALUE, held
 from support.remote import ENVIRONMENT, KINDS, LEASE
 from support.stores import start
 
@@ -75,10 +75,15 @@ def down(server: servers.Server) -> Iterator[None]:
 
 
 def begun(scene: Scene, workflow_id: str) -> tuple[set[str], Counter[str]]:
-    """Start a workflow, and what is stored of it and has run once it is in the middle."""
+    """Start a workflow; what is stored of it and has run once it is in the middle. It ends after `release`."""
+    Path(held(scene.side)).touch()
     scene.console.do("begin", workflow_id, str(scene.side), 0.1)
     until(lambda: stored.segments(scene.storage, workflow_id) >= 4, "four segments")
     return stored.done(scene.storage, workflow_id), stored.executions(scene.side, workflow_id)
+
+
+def release(scene: Scene) -> None:
+    Path(held(scene.side)).unlink()
 
 
 def check(scene: Scene, workflow_id: str, done: set[str], before: Counter[str]) -> None:
@@ -96,6 +101,7 @@ def test_s3_a_workflow_goes_on_when_its_killed_server_is_back(
     name = f"killed-{share:g}"
     done, before = begun(scene, name)
     with down(server):
+        release(scene)
         time.sleep(share * seconds)  # the outage itself
         if share:
             asked = f"cluster.connected().call('progress', {name!r})['problem']"
@@ -113,6 +119,7 @@ def test_l3_a_workflow_waits_for_a_server_that_does_not_answer_and_goes_on(
     done, before = begun(scene, name)
     coordinator = scene.console.do("coordinator")["coordinator"]
     with stopped(server):
+        release(scene)
         time.sleep(LEASE)
         ran = stored.executions(scene.side, name)
         time.sleep(max(0.0, seconds - LEASE))

@@ -1,4 +1,7 @@
-"""The workflow of the crash tests: 31 tasks with a continuation and an ObjectRef; each notes its executions."""
+"""The workflow of the crash tests: 31 tasks with a continuation and an ObjectRef; each notes its executions.
+
+While a file lies at ``held(side)``, ``product`` waits: a workflow that can't end before a test has looked at it.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,10 @@ LEAVES = 14
 DOUBLES = 10
 TASKS = LEAVES + DOUBLES + 7
 VALUE = sum(range(LEAVES)) + 2 * sum(range(DOUBLES)) + sum(range(5)) + (1 + 2) * 10
+
+
+def held(side: str | os.PathLike[str]) -> str:
+    return f"{os.fspath(side)}.held"
 
 
 def note(side: str, seconds: float) -> None:
@@ -58,6 +65,9 @@ def unbox(side: str, seconds: float, held: list[Any]) -> int:
 @ray.remote
 def product(side: str, seconds: float, a: int, b: int) -> int:
     note(side, seconds)
+    deadline = time.monotonic() + 60
+    while os.path.exists(held(side)) and time.monotonic() < deadline:
+        time.sleep(0.01)
     return a * b
 
 
