@@ -249,19 +249,25 @@ class Chain:
     # -- entering ------------------------------------------------------------------------------------------------
 
     async def enter(
-        self, kind: str, records: list[r.Record], view: View, parts: tuple[tuple[str, int], ...] = ()
+        self,
+        kind: str,
+        records: list[r.Record],
+        view: View,
+        parts: tuple[tuple[str, int], ...] = (),
+        *,
+        rebased: bool = False,
     ) -> None:
         """Take the slot after ``view`` with an entry; on return this process owns the chain.
 
         For Deleted nothing is owned: only the life is over. ``parts``: base parts, there already, with which a Created
-        begins (a life that comes from elsewhere).
+        begins (a life that comes from elsewhere), or, with ``rebased``, any entry: nothing below it is read any more.
 
         Raises:
             EntryLost: the slot was taken, or the entry is void (J10): read again, announce again (L2, J14).
         """
         number = view.number + 1
         old = view.header
-        fresh = kind in (CREATED, DELETED) or old is None
+        fresh = kind in (CREATED, DELETED) or old is None or rebased
         header = Header(
             kind=kind,
             birth=number if kind == CREATED or old is None else old.birth,

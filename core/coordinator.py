@@ -33,7 +33,7 @@ from perdure.errors import (
 from perdure.inbox import BELL_SECONDS, Inboxes
 from perdure.journal import Journal, JournalStore
 from perdure.lease import Lease, Roster
-from perdure.reading import Answer, Reader, answer_of, status_of, task_answer, unknown
+from perdure.reading import Answer, Listed, Reader, answer_of, status_of, task_answer, unknown
 from perdure.runner import Context, Runner
 from perdure.state import TERMINAL, Phase, State
 from perdure.status import WorkflowStatus
@@ -485,8 +485,8 @@ class Coordinator:
         """The stored state; raises WorkflowNotFoundError where there is none."""
         return await self.reader.read(workflow_id, keep=keep)
 
-    async def list_all(self) -> dict[str, tuple[WorkflowStatus, float, float]]:
-        """All workflows of the store: status, start, end (Unix seconds; 0: not yet)."""
+    async def list_all(self) -> dict[str, Listed]:
+        """All workflows of the store, from whichever cluster."""
 
         def driven(workflow_id: str) -> State | None:
             drive = self.drives.get(workflow_id)

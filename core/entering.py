@@ -345,7 +345,10 @@ def _ended(history: list[r.Record]) -> bool:
     for record in reversed(history):
         if isinstance(record, r.Succeeded | r.Failed | r.Canceled):
             return True
-        if not (isinstance(record, r.Base | r.Arrived) or (isinstance(record, r.Claimed) and not record.retry_failed)):
+        if not (
+            isinstance(record, r.Base | r.Arrived | r.Repaired)
+            or (isinstance(record, r.Claimed) and not record.retry_failed)
+        ):
             return False
     return False
 

@@ -43,7 +43,7 @@ def encode_id(workflow_id: str) -> str:
     """One key segment of ``[A-Za-z0-9._~-]`` for any id; distinct ids give distinct segments.
 
     Other characters become ``~XX`` per UTF-8 byte. What would be too long for a file name ends in a hash
-    instead; the id itself stands in the records, so nothing has to be decoded from a key.
+    instead; the id itself stands in the records.
     """
     encoded = "".join(c if _SAFE.match(c) else "".join(f"~{b:02X}" for b in c.encode("utf-8")) for c in workflow_id)
     if not encoded.strip("."):
@@ -52,6 +52,16 @@ def encode_id(workflow_id: str) -> str:
         digest = hashlib.blake2b(workflow_id.encode("utf-8"), digest_size=16).hexdigest()
         encoded = f"{encoded[:80]}~h{digest}"
     return encoded
+
+
+def id_of_chain(chain: str) -> str | None:
+    """The workflow id in a chain's key, for where the records can't be read; None where only its hash is there."""
+    encoded = chain.split("/", 2)[1]
+    try:
+        raw = re.sub("~([0-9A-F]{2})", lambda m: chr(int(m[1], 16)), encoded).encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return None
+    return raw if encode_id(raw) == encoded else None
 
 
 def workflow_chain(workflow_id: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from perdure import keys
 from perdure import records as r
@@ -50,6 +50,17 @@ class Answer:
     payload: Payload | None = None
     failed_task: str | None = None
     failure: Failure | None = None
+
+
+class Listed(NamedTuple):
+    """A workflow in a list. ``start``, ``end``: Unix seconds, 0: not yet. ``problem``: why it can't be read; its status
+    is then the one that it has if it is restored or repaired.
+    """
+
+    status: WorkflowStatus
+    start: float
+    end: float
+    problem: str = ""
 
 
 class Reader:
@@ -136,8 +147,8 @@ class Reader:
 
     async def list_all(
         self, mine: Roster | None = None, driven: Callable[[str], State | None] = lambda workflow_id: None
-    ) -> dict[str, tuple[WorkflowStatus, float, float]]:
-        """All workflows of the store: status, start, end (Unix seconds; 0: not yet).
+    ) -> dict[str, Listed]:
+        """All workflows of the store.
 
         Comes from the coordinators' pages; what a silent one left open is looked up in its own chain. Where pages are
         damaged, all chains are read instead: slow, but right. ``mine`` is this process's own roster, ``driven`` its
@@ -168,50 +179,51 @@ class Reader:
                 old = best.get(workflow_id)
                 if old is None or entry.number >= old[0].number:
                     best[workflow_id] = (entry, roster.coordinator)
-        out: dict[str, tuple[WorkflowStatus, float, float]] = {}
+        out: dict[str, Listed] = {}
         for workflow_id, (entry, owner) in best.items():
             live = driven(workflow_id)
             if live is not None:
-                out[workflow_id] = (status_of(live.phase), live.started, 0.0)
+                out[workflow_id] = Listed(status_of(live.phase), live.started, 0.0)
             elif entry.status == DELETED:
                 continue
             elif entry.status:
-                out[workflow_id] = (WorkflowStatus(entry.status), entry.start, entry.end)
+                out[workflow_id] = Listed(WorkflowStatus(entry.status), entry.start, entry.end)
             elif alive.get(owner, False) and opened[workflow_id] == 1 and workflow_id not in ended:
-                out[workflow_id] = (WorkflowStatus.RUNNING, entry.start, 0.0)
+                out[workflow_id] = Listed(WorkflowStatus.RUNNING, entry.start, 0.0)
             else:
                 try:
                     view, state = await self._stored(workflow_id)
                 except WorkflowNotFoundError:
                     continue
                 except (CorruptedError, FormatError) as error:  # it must not hide the others; `resume` says what it has
-                    logger.warning("workflow %r can't be read: %s", workflow_id, error)
-                    out[workflow_id] = (WorkflowStatus.RESUMABLE, entry.start, 0.0)
+                    out[workflow_id] = Listed(WorkflowStatus.RESUMABLE, entry.start, 0.0, str(error))
                     continue
-                out[workflow_id] = (await self.status_now(view, state), state.started, state.ended)
+                out[workflow_id] = Listed(await self.status_now(view, state), state.started, state.ended)
         return out
 
-    async def _list_chains(
-        self, driven: Callable[[str], State | None]
-    ) -> dict[str, tuple[WorkflowStatus, float, float]]:
+    async def _list_chains(self, driven: Callable[[str], State | None]) -> dict[str, Listed]:
         """`list_all` without any page."""
-        out: dict[str, tuple[WorkflowStatus, float, float]] = {}
+        out: dict[str, Listed] = {}
         names = await self.store.list_keys(keys.WORKFLOWS)
         for prefix in dict.fromkeys(keys.chain_of(name) for name in names):
             try:
                 view = await Chain(self.store, prefix, self.me, self.tokens, compact).read()
                 state = await self.fold(view)
-            except (CorruptedError, FormatError) as error:  # its id is in what can't be read
-                logger.warning("a workflow can't be read: %s", error)
+            except (CorruptedError, FormatError) as error:
+                found = keys.id_of_chain(prefix)
+                if found is None:  # its id is in what can't be read
+                    logger.warning("a workflow can't be read: %s", error)
+                else:
+                    out[found] = Listed(WorkflowStatus.RESUMABLE, 0.0, 0.0, str(error))
                 continue
             if view.deleted or state.created is None:
                 continue
             workflow_id = state.created.workflow_id
             live = driven(workflow_id)
             if live is not None:
-                out[workflow_id] = (status_of(live.phase), live.started, 0.0)
+                out[workflow_id] = Listed(status_of(live.phase), live.started, 0.0)
             else:
-                out[workflow_id] = (await self.status_now(view, state), state.started, state.ended)
+                out[workflow_id] = Listed(await self.status_now(view, state), state.started, state.ended)
         return out
 
     async def roster(self, coordinator: str) -> Roster | None:

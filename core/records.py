@@ -166,6 +166,14 @@ class Arrived(msgspec.Struct, tag=17, array_like=True, frozen=True):
     time: float
 
 
+class Repaired(msgspec.Struct, tag=18, array_like=True, frozen=True):
+    """The history is what could still be read, held by base parts. ``damaged``: the first 100 objects that could not
+    be; what came after them is given up."""
+
+    time: float
+    damaged: tuple[str, ...] = ()
+
+
 class Page(msgspec.Struct, tag=32, array_like=True, frozen=True):
     """A coordinator's page: lease, takeover list and status index in one.
 
@@ -200,6 +208,7 @@ Record: TypeAlias = (
     | Canceled
     | Started
     | Arrived
+    | Repaired
     | Page
 )
 

@@ -513,7 +513,7 @@ class State:
         self.moved_to = None  # that it moved was said where it came from
 
     def _nothing(self, record: r.Record) -> None:
-        """Base and Retired say nothing of the workflow itself."""
+        """Base, Retired and Repaired say nothing of the workflow itself."""
 
     # -- invariants ----------------------------------------------------------------------------------------------
 
@@ -559,6 +559,7 @@ _HANDLERS: dict[type, Any] = {
     r.Base: State._nothing,
     r.Retired: State._nothing,
     r.Arrived: State._arrived,
+    r.Repaired: State._nothing,
 }
 
 

@@ -9,6 +9,7 @@ Owns argument checks and the shapes that users see; everything else happens in t
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 import warnings
@@ -49,6 +50,8 @@ SUCCESSFUL = WorkflowStatus.SUCCESSFUL
 FAILED = WorkflowStatus.FAILED
 RESUMABLE = WorkflowStatus.RESUMABLE
 PENDING = WorkflowStatus.PENDING
+
+logger = logging.getLogger("perdure")
 
 __all__ = [
     "CANCELED",
@@ -364,7 +367,11 @@ def list_all(
     """
     wanted = _statuses(status_filter)
     listed = cluster.connected().call("list_all")
-    found = [(workflow_id, WorkflowStatus(status)) for workflow_id, status, _, _ in listed]
+    found = []
+    for workflow_id, status, _, _, problem in listed:
+        if problem:
+            logger.warning("workflow %r can't be read: %s", workflow_id, problem)
+        found.append((workflow_id, WorkflowStatus(status)))
     return [(i, status) for i, status in found if wanted is None or status in wanted]
 
 

@@ -58,7 +58,7 @@ async def _arrive(there: Coordinator, life: Life, fetch: Fetch, source: str, tic
         if records is None:
             records = await _with_blobs(store, life, fetch, ticket.cycle)
         number = view.number + 1
-        parts = await _write_parts(store, chain, records, number)
+        parts = await write_parts(store, chain, records, number)
         arrived = r.Arrived(source, life.number, life.token, life.birth, there.clock.wall())
         await there.lease.announce(life.workflow_id, number)  # L2
         try:
@@ -165,7 +165,7 @@ async def _digest(store: GuardedStore, name: str) -> str:
 # -- parts, and what was sent ----------------------------------------------------------------------------------------
 
 
-async def _write_parts(
+async def write_parts(
     store: GuardedStore, chain: Chain, records: list[r.Record], number: int
 ) -> tuple[tuple[str, int], ...]:
     """Base parts with these records; their tokens come from their content, so a repetition writes the same."""

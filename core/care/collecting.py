@@ -126,7 +126,7 @@ class Collector:
         reading = self.hand.reading
         wanted = self.options.statuses or WorkflowStatus.terminal()
         now = reading.clock.wall()
-        for workflow_id, (status, start, end) in sorted((await reading.list_all()).items()):
+        for workflow_id, (status, start, end, _) in sorted((await reading.list_all()).items()):
             age = now - (end or start)
             if status not in wanted or age < (self.options.older_than or 0.0):
                 continue
@@ -248,7 +248,7 @@ async def read_chain(chain: Chain) -> View:
     except CorruptedError as error:
         raise CorruptedError(
             f"{error}. It is not known which values its workflow needs, so no value was deleted. Look at it with "
-            "`perdure verify`; restore the object from a copy.",
+            "`perdure verify`; restore the object from a copy, or go on without it: `perdure repair`.",
             key=error.key,
         ) from error
     except FormatError as error:

@@ -52,7 +52,7 @@ async def read_life(store: GuardedStore, workflow_id: str, view: View | None = N
         view = await chain.read()
     if view.deleted:
         return None
-    records = [await _whole(store, record) for record in view.records if not isinstance(record, r.Base)]
+    records = [await whole_record(store, record) for record in view.records if not isinstance(record, r.Base)]
     state = fold(records)
     if state.created is None or state.created.workflow_id != workflow_id:
         raise CorruptedError(f"{chain.prefix} does not begin with the workflow {workflow_id!r}", key=chain.prefix)
@@ -70,7 +70,8 @@ async def read_life(store: GuardedStore, workflow_id: str, view: View | None = N
     )
 
 
-async def _whole(store: GuardedStore, record: r.Record) -> r.Record:
+async def whole_record(store: GuardedStore, record: r.Record) -> r.Record:
+    """With its graph inline. CorruptedError: the graph's blob is missing or damaged."""
     if isinstance(record, r.Created | r.Continued) and record.graph is None and record.graph_blob:
         (held,) = await stored_graph(store, record.graph_blob)
         assert isinstance(held, r.Continued)

@@ -97,14 +97,16 @@ class Verifier:
         """Whether there is a life. Its chain, and every blob that it names."""
         self.report.checked["workflow"] += 1
         chain = chain_of(self.store, prefix)
-        workflow_id: str | None = None
+        workflow_id = keys.id_of_chain(prefix)
         try:
             view = await chain.read()
-            if view.deleted or view.header is None:
+            if view.header is None:
+                return self._headless(prefix, listed)
+            if view.deleted:
                 self._left_over(listed, view.number)
                 return False
             state = await self.reader.fold(view)
-            workflow_id = state.created.workflow_id if state.created is not None else None
+            workflow_id = state.created.workflow_id if state.created is not None else workflow_id
             self._left_over(listed, view.birth)
             self._unnamed_parts(listed, view)
             async for name in names_of(self.store, view.records):
@@ -119,6 +121,17 @@ class Verifier:
         except (FormatError, IllegalTransition, ValueError) as error:
             self._found("damaged", "workflow", prefix, str(error), workflow_id)
         return True
+
+    def _headless(self, prefix: str, listed: list[str]) -> bool:
+        """No segment, only base parts: a life on its way into an empty chain has parts of number 0."""
+        newest = max((keys.part_number(key) or 0 for key in listed if "/s/" in key), default=0)
+        if newest:
+            text = f"its journal is gone, base parts up to segment {newest} are left. Restore {keys.segments(prefix)}"
+            self._found("missing", "workflow", prefix, text)
+        else:
+            for key in listed:
+                self._found("orphaned", "part", key, "no life names it (yet)")
+        return bool(newest)
 
     def _left_over(self, listed: list[str], below: int) -> None:
         for key in listed:
@@ -139,7 +152,7 @@ class Verifier:
             return
         self._checked.add([name])
         self.report.checked["blob"] += 1
-        text = await self._trouble(name)
+        text = await trouble_of(self.store, name, content=self.content)
         if not text:
             return
         again = await chain_of(self.store, prefix).read()
@@ -148,20 +161,6 @@ class Verifier:
         problem = "missing" if text == "missing" else "damaged"
         shown = "a record names it, and it is not there" if text == "missing" else text
         self._found(problem, "blob", name, shown, workflow_id)
-
-    async def _trouble(self, name: str) -> str:
-        try:
-            if not self.content:
-                await self.store.stat(name)
-                return ""
-            digest = blake3.blake3()
-            async for chunk in self.store.store.download(name):
-                digest.update(chunk)
-        except NotFound:
-            return "missing"
-        except StoreError as error:
-            return f"it can't be read: {error}"
-        return "" if digest.hexdigest() == name.rpartition("/")[2] else "its content does not fit its name"
 
     # -- the rest ------------------------------------------------------------------------------------------------
 
@@ -240,3 +239,19 @@ class Verifier:
     def _unknown(self, key: str) -> None:
         kind = "probe" if key.startswith(_OTHERS) else "unknown"
         self._found("orphaned", kind, key, "left by an interrupted probe" if kind == "probe" else "not Perdure's")
+
+
+async def trouble_of(store: GuardedStore, name: str, *, content: bool) -> str:
+    """What is wrong with a blob, "" for nothing. ``content``: read it and compare it with its name."""
+    try:
+        if not content:
+            await store.stat(name)
+            return ""
+        digest = blake3.blake3()
+        async for chunk in store.store.download(name):
+            digest.update(chunk)
+    except NotFound:
+        return "missing"
+    except StoreError as error:
+        return f"it can't be read: {error}"
+    return "" if digest.hexdigest() == name.rpartition("/")[2] else "its content does not fit its name"

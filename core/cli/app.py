@@ -28,6 +28,7 @@ from perdure.cli import (
     logs,
     output,
     plugins,
+    repair,
     resume,
     run,
     start,
@@ -76,6 +77,7 @@ app.command("copy")(copy.copy)
 app.command("export")(export.export)
 app.command("import")(bring_in.bring_in)
 app.command("verify")(verify.verify)
+app.command("repair")(repair.repair)
 app.command("gc")(gc.gc)
 app.add_typer(keys.keys, name="keys")
 app.command("plugins")(plugins.plugins)

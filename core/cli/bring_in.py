@@ -9,6 +9,7 @@ import typer
 
 from perdure.cli import arguments, caring
 from perdure.cli.terminal import Format, Terminal
+from perdure.errors import CorruptedError, FormatError, StoreError
 
 if TYPE_CHECKING:
     from perdure.care.copying import Outcome
@@ -45,5 +46,9 @@ def bring_in(
                 async with opened(target, make=True) as store, hand(store) as held:
                     await bring_all(file, str(path), held, tell=tell)
 
-        asyncio.run(whole())
+        try:
+            asyncio.run(whole())
+        except (CorruptedError, FormatError, StoreError):
+            caring.table(terminal, outcomes)  # these are in
+            raise
         caring.show(terminal, outcomes)

@@ -48,12 +48,17 @@ def fields(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def show(terminal: Terminal, outcomes: list[Outcome]) -> None:
-    """Outcomes as data; ends the command with the code of the first that was refused."""
+def table(terminal: Terminal, outcomes: list[Outcome]) -> None:
+    """Outcomes as data."""
     terminal.data(
         [fields(outcome) for outcome in outcomes],
         lambda: terminal.table(("WORKFLOW", "RESULT"), [(o.workflow_id, o.result) for o in outcomes]),
     )
+
+
+def show(terminal: Terminal, outcomes: list[Outcome]) -> None:
+    """Outcomes as data; ends the command with the code of the first that was refused."""
+    table(terminal, outcomes)
     refused = [outcome for outcome in outcomes if outcome.error is not None]
     for outcome in refused[1:]:
         terminal.note(f"perdure: {outcome.error}")

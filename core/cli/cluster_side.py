@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import ClusterError
+from perdure.reading import Listed
 from perdure.status import WorkflowStatus
 
 if TYPE_CHECKING:
@@ -112,9 +113,9 @@ class ClusterSide:
     def url(self) -> str:
         return self.connection.storage
 
-    def list_all(self) -> list[tuple[str, WorkflowStatus, float, float]]:
+    def list_all(self) -> list[tuple[str, Listed]]:
         listed = self.connection.call("list_all")
-        return [(i, WorkflowStatus(status), start, end) for i, status, start, end in listed]
+        return [(i, Listed(WorkflowStatus(status), *rest)) for i, status, *rest in listed]
 
     def status(self, workflow_id: str) -> WorkflowStatus:
         return WorkflowStatus(self.connection.call("status", workflow_id))

@@ -58,6 +58,8 @@ def public(
     with terminal.failures():
         from perdure.keyring import Keyring
 
+        if not path.is_file():
+            raise ValueError(f"{path}: no such key file. Make one with `perdure keys new {path}`")
         key = Keyring.load(path).find("sign", name)
         if key is None:
             terminal.stop(f"{path} has no signing key {name!r}", Exit.NOT_FOUND)

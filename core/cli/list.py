@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from perdure.cli import arguments
+from perdure.cli.exits import Exit
 from perdure.cli.terminal import Format, Terminal, span, when
 from perdure.status import WorkflowStatus
 
@@ -27,14 +28,28 @@ def list_workflows(
         from perdure.cli.sides import side
 
         listed = side(storage, address).list_all()
-        found = sorted((row for row in listed if not status or row[1] in status), key=lambda row: (row[2], row[0]))
+        found = [(i, row) for i, row in listed if not status or row.status in status]
+        found.sort(key=lambda item: (item[1].start, item[0]))
         terminal.data(
             [
-                {"workflow_id": i, "status": str(s), "start_time": start or None, "end_time": end or None}
-                for i, s, start, end in found
+                {
+                    "workflow_id": i,
+                    "status": str(row.status),
+                    "start_time": row.start or None,
+                    "end_time": row.end or None,
+                    "problem": row.problem or None,
+                }
+                for i, row in found
             ],
             lambda: terminal.table(
                 ("WORKFLOW", "STATUS", "STARTED", "TOOK"),
-                [(i, s, when(start), span(start, end)) for i, s, start, end in found],
+                [(i, row.status, when(row.start), span(row.start, row.end)) for i, row in found],
             ),
         )
+        unread = [(i, row.problem) for i, row in found if row.problem]
+        for workflow_id, problem in unread:
+            terminal.note(f"{workflow_id}: {problem}")
+        if unread:
+            terminal.stop(
+                f"{len(unread)} workflows can't be read. See `perdure verify` and `perdure repair`", Exit.CORRUPTED
+            )

@@ -37,11 +37,13 @@ def resume(
             raise ValueError("--code goes with a workflow id")
         from perdure import workflow
         from perdure.cli import target as targets
-        from perdure.cli.cluster_side import join
+        from perdure.cli.cluster_side import find, join
         from perdure.cli.run import finish
         from perdure.errors import WorkflowNotResumableError
 
         targets.import_modules(modules)
+        if find(address) is None:
+            _look(terminal, storage, workflow_id, failed)
         joined = join(address, storage, show_output=not quiet)
         if workflow_id is not None:
             try:
@@ -51,6 +53,21 @@ def resume(
             finish(terminal, joined, workflow_id, ref)
             return
         _finish_all(terminal, joined, workflow.resume_all(include_failed=failed))
+
+
+def _look(terminal: Terminal, storage: str | None, workflow_id: str | None, failed: bool) -> None:
+    """Before a cluster is started for it: is there anything to resume?"""
+    from perdure.cli.sides import side
+    from perdure.status import WorkflowStatus
+
+    found = side(storage, None)
+    if workflow_id is not None:
+        found.status(workflow_id)
+        return
+    wanted = {WorkflowStatus.RESUMABLE, WorkflowStatus.FAILED} if failed else {WorkflowStatus.RESUMABLE}
+    if not any(row.status in wanted for _, row in found.list_all()):
+        _finish_all(terminal, None, [])
+        raise typer.Exit
 
 
 def _finish_all(terminal: Terminal, joined: Any, started: list[tuple[str, Any]]) -> None:

@@ -20,7 +20,7 @@ from perdure.errors import FormatError, StoreError
 from perdure.guarded_store import GuardedStore
 from perdure.inspection import description_of
 from perdure.keys import FORMAT
-from perdure.reading import Answer
+from perdure.reading import Answer, Listed
 from perdure.runner import Context
 from perdure.state import State
 from perdure.status import WorkflowStatus
@@ -41,10 +41,10 @@ class StoreSide:
         self.url = whole_url(url)
         self.settings = for_tools(self.url)
 
-    def list_all(self) -> list[tuple[str, WorkflowStatus, float, float]]:
-        async def ask(coordinator: Coordinator) -> list[tuple[str, WorkflowStatus, float, float]]:
+    def list_all(self) -> list[tuple[str, Listed]]:
+        async def ask(coordinator: Coordinator) -> list[tuple[str, Listed]]:
             listed = await coordinator.list_all()
-            return [(i, status, start, end) for i, (status, start, end) in listed.items()]
+            return list(listed.items())
 
         return self._read(ask)
 

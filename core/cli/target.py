@@ -6,6 +6,7 @@ Owns the import of the user's module, as ``python -m`` and ``python FILE`` would
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -64,8 +65,10 @@ def load(target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
     if is_node(found):
         return found, args, kwargs
     if isinstance(found, RemoteFunction):
+        _check_arguments(target, found._function, args, kwargs)
         return found.bind(*args, **kwargs), (), {}
     if callable(found):
+        _check_arguments(target, found, args, kwargs)
         made = found(*args, **kwargs)
         if is_node(made):
             return made, (), {}
@@ -74,6 +77,20 @@ def load(target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
         f"{target} is {type(found).__name__}; expected a DAG node made by .bind(), a remote function, or a function "
         "that returns a DAG node"
     )
+
+
+def _check_arguments(target: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = target.rpartition(":")[2]
+        raise TargetError(
+            f"{name}{signature}: {error}. Arguments follow the target: perdure run {target} ARG NAME=ARG …"
+        ) from None
 
 
 def import_modules(names: list[str] | None) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from perdure.cli.exits import Exit, code_of
-from perdure.errors import PerdureError
+from perdure.errors import CorruptedError, PerdureError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -116,7 +116,14 @@ class Terminal:
             if code is None or (isinstance(error, ValueError | TypeError) and not _ours(error)):
                 traceback.print_exc()
                 self.stop("this is a bug in Perdure; please report it with the lines above", Exit.BUG)
-            self.stop(str(error), code)
+            self.stop(f"{error}{_remedy(error)}", code)
+
+
+def _remedy(error: Exception) -> str:
+    """What helps where a workflow's journal is damaged, unless the error says so itself."""
+    if isinstance(error, CorruptedError) and (error.key or "").startswith("w/") and "`perdure" not in str(error):
+        return ". Restore it from a copy, or go on without it: `perdure repair`"
+    return ""
 
 
 def _ours(error: BaseException) -> bool:

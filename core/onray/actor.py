@@ -339,9 +339,9 @@ class CoordinatorActor:
     async def status(self, workflow_id: str) -> str:
         return str(await (await self._ready()).status(workflow_id))
 
-    async def list_all(self) -> list[tuple[str, str, float, float]]:
+    async def list_all(self) -> list[tuple[str, str, float, float, str]]:
         listed = await (await self._ready()).list_all()
-        return [(i, str(status), start, end) for i, (status, start, end) in listed.items()]
+        return [(i, str(status), start, end, problem) for i, (status, start, end, problem) in listed.items()]
 
     async def metadata(self, workflow_id: str, task_id: str | None) -> dict[str, Any]:
         from perdure.inspection import metadata_of

@@ -372,7 +372,7 @@ async def test_a_damaged_page_hides_no_workflow_and_no_deletion(bed: Bed) -> Non
         bed.server.data[page] = bed.server.data[page][:-1] + b"?"
     d = await bed.node("D").start()
     listed = await d.call(d.coordinator.list_all())
-    assert {i: status for i, (status, _, _) in listed.items()} == {"y": WorkflowStatus.SUCCESSFUL}
+    assert {i: status for i, (status, *_) in listed.items()} == {"y": WorkflowStatus.SUCCESSFUL}
     report = await collect(bed, wait=10.0)
     assert "damaged" in report.holding[a.coordinator.id]
     assert report.counts["blob"] == 0

@@ -92,6 +92,8 @@ def test_every_cut_of_an_archive_is_told_and_nothing_wrong_comes_in(store: str, 
         done = here("import", str(cut), target)
         assert done.code in (5, 7), (size, done.err)
         assert "cut off" in done.err or "not a Perdure archive" in done.err or "damaged" in done.err, done.err
+        told = [row["workflow_id"] for row in data("list", "-s", target)] if keys_below(target, "w/") else []
+        assert sorted(line.split("\t")[0] for line in done.out.splitlines()[1:]) == sorted(told), "what is in is told"
         if keys_below(target, "w/"):
             assert data("verify", target)["sound"] is True
 
@@ -149,7 +151,62 @@ def test_verify_tells_a_damaged_chain_and_page(store: str) -> None:
         victim.write_bytes(flipped)
     report = data("verify", store, code=7)
     assert {f["kind"] for f in report["findings"] if f["problem"] == "damaged"} == {"workflow", "coordinator"}
-    assert {row["workflow_id"] for row in data("list", "-s", store)} >= {"open"}
+    listed = {row["workflow_id"]: row["problem"] for row in data("list", "-s", store, code=7)}
+    assert "is damaged" in listed["twin"]
+    assert listed["open"] is None
+
+
+def flip(store: str, pattern: str, which: int = -1) -> None:
+    victim = sorted(Path(store.removeprefix("file://")).glob(pattern))[which]
+    flipped = bytearray(victim.read_bytes())
+    flipped[-1] ^= 1
+    victim.write_bytes(flipped)
+
+
+def test_repair_lets_a_damaged_workflow_go_on_from_what_can_be_read(store: str) -> None:
+    assert data("repair", store, "open")["done"] == "none"
+    flip(store, "w/open/j/*")
+    for command in (("status", "open", "-s", store), ("resume", "open", "-s", store), ("gc", store)):
+        refused = here(*command)
+        assert refused.code == 7
+        assert "perdure repair" in refused.err
+    (row,) = [row for row in data("list", "-s", store, code=7) if row["problem"]]
+    assert (row["workflow_id"], row["status"]) == ("open", "RESUMABLE")
+    before = set(keys_below(store, ""))
+    looked = data("repair", store, "open", "--dry-run")
+    assert (looked["sound"], looked["done"], looked["tasks_kept"]) == (False, "none", 1)
+    assert len(looked["findings"]) == 1
+    asked = here("repair", store, "open")
+    assert asked.code == 2
+    assert "--yes" in asked.err
+    assert set(keys_below(store, "")) == before
+    assert data("repair", store, "open", "--yes") == looked | {"done": "repaired"}
+    assert data("verify", store)["sound"] is True
+    assert {row["workflow_id"]: row["problem"] for row in data("list", "-s", store)}["open"] is None
+    assert asyncio.run(go_on(store, "open")) == right(4, 5)
+    assert here("repair", store, "nobody").code == 3
+
+
+def test_repair_forgets_a_workflow_of_which_nothing_can_be_read(store: str) -> None:
+    flip(store, "w/twin/j/*", 0)
+    refused = here("repair", store, "twin", "--yes")
+    assert refused.code == 4
+    assert "--delete" in refused.err
+    assert here("repair", store, "twin", "--delete").code == 2
+    assert data("repair", store, "twin", "--delete", "--yes")["done"] == "deleted"
+    assert sorted(row["workflow_id"] for row in data("list", "-s", store)) == ["done", "open"]
+    assert data("gc", store)["counts"]["blob"] == 1  # `done` needs the other one
+    assert data("verify", store)["sound"] is True
+
+
+def test_verify_tells_a_journal_that_is_gone(store: str) -> None:
+    folder = Path(store.removeprefix("file://"), "w", "twin")
+    (folder / "s").mkdir()
+    (folder / "s" / f"{12:020d}-{'0' * 32}.obj").write_bytes(b"a part")
+    for segment in (folder / "j").iterdir():
+        segment.unlink()
+    (found,) = [f for f in data("verify", store, code=7)["findings"] if f["problem"] == "missing"]
+    assert "its journal is gone" in found["text"]
 
 
 def test_gc_deletes_by_age_and_status_and_takes_what_nobody_names(store: str) -> None:

@@ -145,7 +145,7 @@ async def test_finished_workflows_are_copied_with_their_status_and_stay(bed: Bed
     assert result(await Tool(bed, there).copy()) == {"bad": "copied", "x": "copied"}
     far = await there.node("N", blob_from=500).start()
     listed = await far.call(far.coordinator.list_all())
-    assert {i: s for i, (s, _, _) in listed.items()} == {"x": WorkflowStatus.SUCCESSFUL, "bad": WorkflowStatus.FAILED}
+    assert {i: s for i, (s, *_) in listed.items()} == {"x": WorkflowStatus.SUCCESSFUL, "bad": WorkflowStatus.FAILED}
     assert await value(far, await resume(far, "x")) == 3003
     assert await value(node, await resume(node, "x")) == 3003
     assert listed["x"][1:] == (await node.call(node.coordinator.list_all()))["x"][1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from support.commands import here
 
 from perdure import errors
+from perdure.care.opening import opened
 from perdure.cli import exits, show, target, terminal
 
 CODES = {
@@ -155,3 +157,47 @@ def test_a_bug_is_shown_whole_with_a_code_of_its_own(capsys: pytest.CaptureFixtu
         json.loads("{")  # a ValueError that nobody raised on purpose
     assert end.value.exit_code == 70
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_arguments_that_a_target_does_not_take_are_told_with_its_signature(alone: None, tmp_path: Path) -> None:
+    file = tmp_path / "takes_two.py"
+    file.write_text(
+        "import ray\n\n\n@ray.remote\ndef add(a, b=2):\n    return a + b\n\n\n"
+        "def dag(size):\n    return add.bind(size)\n"
+    )
+    for word, shown in ((f"{file}:dag", "dag(size)"), (f"{file}:add", "add(a, b=2)")):
+        done = here("run", word)
+        assert done.code == 2, done.err
+        assert "Traceback" not in done.err
+        assert f"{shown}: missing a required argument" in done.err
+        sys.modules.pop("takes_two")
+    done = here("run", f"{file}:dag", "1", "2")
+    assert "too many positional arguments" in done.err
+
+
+def test_resume_starts_no_cluster_where_there_is_nothing_to_resume(
+    alone: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a cluster is started")
+
+    monkeypatch.setattr("perdure.cli.cluster_side.join", never)
+    store = f"file://{tmp_path / 'store'}"
+    assert here("resume", "x", "-s", store).code == 5  # there is no store
+    assert here("resume", "x").code == 2  # and none is named
+    assert here("import", "/nonexistent", store).code == 2
+    asyncio.run(_make(store))
+    assert here("resume", "x", "-s", store).code == 3
+    done = here("resume", "--all", "-s", store, "-o", "json")
+    assert (done.code, json.loads(done.out)) == (0, [])
+
+
+async def _make(url: str) -> None:
+    async with opened(url, make=True):
+        pass
+
+
+def test_a_key_file_that_is_missing_is_told(tmp_path: Path) -> None:
+    done = here("keys", "public", str(tmp_path / "keys"), "a")
+    assert done.code == 2
+    assert "perdure keys new" in done.err

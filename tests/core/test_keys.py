@@ -58,6 +58,15 @@ def test_distinct_ids_give_distinct_segments(a: str, b: str) -> None:
     assert (a == b) == (keys.encode_id(a) == keys.encode_id(b))
 
 
+@given(st.text(min_size=1, max_size=200))
+def test_an_id_is_read_back_from_its_chain_unless_only_its_hash_is_there(text: str) -> None:
+    try:
+        chain = keys.workflow_chain(text)
+    except UnicodeEncodeError:
+        return
+    assert keys.id_of_chain(chain) == (None if "~h" in chain else text)
+
+
 @pytest.mark.parametrize("good", ["a", "a/b", ".", "文" * 200, "x y", "🙂"])
 def test_printable_text_of_up_to_200_characters_is_an_id(good: str) -> None:
     assert keys.check_workflow_id(good) == good

@@ -38,6 +38,7 @@ EVERY_RECORD: list[r.Record] = [
     r.Claimed(2.0, True, "s3://other"),
     r.Started(2.5),
     r.Arrived("s3://bucket/a", 7, "0a" * 16, 2, 1.5),
+    r.Repaired(1.5, ("w/a/j/7",)),
     r.TaskDone(0, PAYLOAD, 1.0, 2.0),
     r.TaskFailed(1, Failure("raised", "ValueError", "text", "trace", PAYLOAD), False, 1.0, 2.0),
     r.Continued(1, GRAPH, None, 1.0, 2.0),
@@ -89,6 +90,7 @@ def test_tags_of_records_are_fixed_for_ever() -> None:
         "Canceled": 15,
         "Started": 16,
         "Arrived": 17,
+        "Repaired": 18,
         "Page": 32,
     }
 
