@@ -64,6 +64,12 @@ def rebuild_exception(cls: type[BaseException], args: tuple[Any, ...], state: di
     return error
 
 
+def with_cause(error: BaseException, cause: BaseException) -> BaseException:
+    """The exception as if raised ``from`` the other. Stored pickles name this function."""
+    error.__cause__ = cause
+    return error
+
+
 class WorkflowError(PerdureError):
     """Root of the errors about one workflow."""
 

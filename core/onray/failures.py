@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from perdure.code_names import exception_as_data
-from perdure.errors import rebuild_exception
+from perdure.errors import rebuild_exception, with_cause
 from perdure.graph import Failure, Payload
 from perdure.onray.dag import INLINE
 from perdure.onray.process import PROCESS
@@ -16,6 +16,8 @@ _TRACEBACK: Final = 20_000
 _TEXT: Final = 4_000
 _LARGEST: Final = 4 * INLINE
 _PART: Final = 500
+_DEEPEST: Final = 8
+"""Causes of causes that are kept."""
 
 
 def failure_from(kind: str, error: BaseException) -> Failure:
@@ -35,18 +37,53 @@ def text_of(error: BaseException) -> str:
 
 def exception_payload(error: BaseException, text: str) -> Payload:
     """The exception itself; where its class won't be made from its arguments, or holds what can't be stored or is
-    too large, one of the same class without; a RuntimeError that names it where not even that can be stored."""
+    too large, one of the same class without; a RuntimeError that names it where not even that can be stored. What it
+    was raised ``from`` comes with it, the same way."""
     if PROCESS.values.trust == "data":
         return _inline(_dumped(exception_as_data(error, text), None))
-    stand_in = RuntimeError(f"{type(error).__qualname__}: {text} (the exception itself can't be stored)")
+    form = _form(error, text)
+    if error.__cause__ is not None:
+        data = _loadable(_with_cause(error, form, 0), BaseException)
+        if data is not None:
+            return _inline(data)
+    return _inline(_dumped(form, "pickle"))
+
+
+def _form(error: BaseException, text: str) -> Any:
+    """What pickles as the exception, as far as that can be."""
     for form in (error, _Parts(error, _same), _Parts(error, _storable)):
-        try:
-            data = _dumped(form, "pickle")
-            if len(data) <= _LARGEST and isinstance(PROCESS.values.load(data, where="the exception"), type(error)):
-                return _inline(data)
-        except Exception:  # many can't be pickled, and many that can don't unpickle
-            continue
-    return _inline(_dumped(stand_in, "pickle"))
+        if _loadable(form, type(error)) is not None:
+            return form
+    return RuntimeError(f"{type(error).__qualname__}: {text} (the exception itself can't be stored)")
+
+
+def _loadable(form: Any, kind: type[BaseException]) -> bytes | None:
+    """Its pickle, unless it is too large or nothing of the kind comes out of it: many can't be pickled, and many that
+    can don't unpickle."""
+    try:
+        data = _dumped(form, "pickle")
+        if len(data) <= _LARGEST and isinstance(PROCESS.values.load(data, where="the exception"), kind):
+            return data
+    except Exception:
+        pass
+    return None
+
+
+def _with_cause(error: BaseException, form: Any, depth: int) -> Any:
+    cause = error.__cause__
+    if cause is None or depth == _DEEPEST:
+        return form
+    return _Caused(form, _with_cause(cause, _form(cause, text_of(cause)), depth + 1))
+
+
+class _Caused:
+    """Pickles as the first exception, raised from the second."""
+
+    def __init__(self, error: Any, cause: Any) -> None:
+        self._reduced = with_cause, (error, cause)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._reduced
 
 
 def _encodable(text: str) -> str:

@@ -116,7 +116,7 @@ def data(*words: str, cwd: Path | None = None, code: int = 0) -> Any:
 
 def test_list_tells_every_workflow_with_its_times(stored: Path) -> None:
     listed = data("list", "--storage", str(stored))
-    assert [set(row) for row in listed] == [{"workflow_id", "status", "start_time", "end_time"}] * 3
+    assert [set(row) for row in listed] == [{"workflow_id", "status", "start_time", "end_time", "problem"}] * 3
     assert {r["workflow_id"]: r["status"] for r in listed} == {
         "sum": "SUCCESSFUL", "bad": "FAILED", "left": "RESUMABLE"
     }  # fmt: skip

@@ -40,6 +40,14 @@ class Picky(Exception):
         return super().__new__(cls, *args)
 
 
+def picky() -> Picky:
+    made: list[Picky] = []
+    thread = threading.Thread(target=lambda: made.append(Picky("x")), name="only here")
+    thread.start()
+    thread.join()
+    return made[0]
+
+
 def stored(error: BaseException) -> BaseException:
     failure = failure_from("raised", error)
     assert failure.exception is not None
@@ -59,6 +67,38 @@ def test_notes_are_kept() -> None:
     error = Coded(7, hint="")
     error.add_note("seen by night")
     assert stored(error).__notes__ == ["seen by night"]
+
+
+def raised_from(error: BaseException, *causes: BaseException | None) -> BaseException:
+    at = error
+    for cause in causes:
+        at.__cause__ = cause
+        at = cause or at
+    return error
+
+
+def test_what_an_exception_was_raised_from_is_kept() -> None:
+    found = stored(raised_from(Coded(7, hint=""), Holding(threading.Lock()), KeyError("deep")))
+    assert type(found) is Coded
+    assert type(found.__cause__) is Holding
+    assert isinstance(found.__cause__.__cause__, KeyError)
+    assert found.__suppress_context__, "it is shown as a direct cause"
+
+
+def test_a_cause_that_cant_be_stored_is_named_and_a_circle_of_causes_ends() -> None:
+    found = stored(raised_from(ValueError("x"), picky()))
+    assert "Picky" in str(found.__cause__)
+    one, two = ValueError("one"), ValueError("two")
+    raised_from(one, two, one)
+    found = stored(one)
+    assert (str(found), str(found.__cause__)) == ("one", "two")
+
+
+def test_a_cause_that_is_too_large_does_not_cost_the_exception() -> None:
+    many = [Holding("y" * 30_000) for _ in range(8)]
+    found = stored(raised_from(ValueError("x"), *many))
+    assert type(found) is ValueError
+    assert found.__cause__ is None
 
 
 @pytest.mark.parametrize("what", [threading.Lock(), bytes(1 << 20)], ids=["can't be pickled", "too large"])
@@ -83,11 +123,7 @@ def test_an_error_of_the_system_keeps_its_number() -> None:
 
 
 def test_what_cant_be_made_again_is_named() -> None:
-    made: list[Picky] = []
-    thread = threading.Thread(target=lambda: made.append(Picky("x")), name="only here")
-    thread.start()
-    thread.join()
-    found = stored(made[0])
+    found = stored(picky())
     assert type(found) is RuntimeError
     assert str(found) == "Picky: x (the exception itself can't be stored)"
 
