@@ -53,9 +53,9 @@ async def facts_of(coordinator: Coordinator, store: Any, workflow_id: str) -> Fa
     """Read the workflow and look at the values that a resume needs. WorkflowNotFoundError: there is none."""
     status = await coordinator.status(workflow_id)
     state = await coordinator.read(workflow_id, keep=True)
-    problems = await _problems(store, state)
+    problems, lost = await _problems(store, state)
     needed = {task.number for task in state.needed()} if state.root >= 0 else set()
-    tasks = [{"task_id": t.name, **_action(state, t, needed)} for t in state.tasks]
+    tasks = [{"task_id": t.name, **_action(state, t, needed, lost)} for t in state.tasks]
     created = state.created
     report = {
         "workflow_id": workflow_id,
@@ -100,7 +100,10 @@ def explanation(
         comparable = function.python == python
         changed = None if now is None or not comparable else now != function.code
         if now is None:
-            note = "not found here by its name; code='current' can't replace it"
+            note = (
+                "not found here by its name, so code='current' can't replace it; import its module (-m MODULE on the "
+                "command line), and look again"
+            )
         elif not comparable:
             note = f"stored by Python {function.python or '?'}: its code can't be compared with that of Python {python}"
         else:
@@ -120,9 +123,11 @@ def _differs(stored: dict[str, str], what: str, here: str | None) -> bool | None
 # -- tasks -----------------------------------------------------------------------------------------------------------
 
 
-def _action(state: State, task: Task, needed: set[int]) -> dict[str, str]:
+def _action(state: State, task: Task, needed: set[int], lost: set[str]) -> dict[str, str]:
     status = task.status
     if status is TaskStatus.DONE:
+        if task.payload is not None and lost.intersection(task.payload.blobs()):
+            return {"action": "reuse", "because": "its result is recorded, but can't be read: see problems"}
         return {"action": "reuse", "because": "its result is stored"}
     if task.number not in needed:
         return {"action": "none", "because": "nothing that is left needs it"}
@@ -144,8 +149,9 @@ def _action(state: State, task: Task, needed: set[int]) -> dict[str, str]:
 # -- values ----------------------------------------------------------------------------------------------------------
 
 
-async def _problems(store: Any, state: State) -> list[dict[str, str]]:
-    """What a resume would stumble over: values that are gone or cut, and serializers that are not installed here."""
+async def _problems(store: Any, state: State) -> tuple[list[dict[str, str]], set[str]]:
+    """What a resume would stumble over: values that are gone or cut, and serializers that are not installed here. With
+    the names of those values."""
     wanted: dict[str, tuple[str, Payload]] = {}
     inline: dict[str, str] = {}
 
@@ -191,10 +197,11 @@ async def _problems(store: Any, state: State) -> list[dict[str, str]]:
 
     found = await asyncio.gather(*(look(blob, task, payload) for blob, (task, payload) in wanted.items()))
     problems = [problem for problem in found if problem is not None]
+    lost = {blob for blob, problem in zip(wanted, found, strict=True) if problem is not None}
     for name, task_id in inline.items():
         try:
             if name:
                 registry.load(registry.SERIALIZERS, name)
         except PluginError as error:
             problems.append({"task_id": task_id, "what": f"a value needs the serializer {name!r}: {error}"})
-    return problems
+    return problems, lost

@@ -151,6 +151,8 @@ def _check(settings: ValueSettings) -> None:
         registry.load(registry.SERIALIZERS, name)
     for name in settings.codecs:
         registry.load(registry.CODECS, name)
+    if settings.keys:
+        Keyring.load(settings.keys)  # a wrong path is told, whether or not a key is needed now
     if settings.trust == "signed":
         if not settings.keys:
             raise ValueError(

@@ -440,7 +440,7 @@ def continuation(dag: Any) -> Any:
 def sleep(duration: float) -> Any:
     """A DAG node that is done ``duration`` seconds after it first begins; crashes don't prolong it."""
     if isinstance(duration, bool) or not isinstance(duration, int | float) or not 0 <= duration < 1e12:
-        raise ValueError(f"sleep({duration!r:.100}): expected a number of seconds, 0 or more")
+        raise ValueError(f"sleep({duration!r:.100}): expected a number of seconds from 0 to 1e12")
     return event_node(timer_marker, float(duration))
 
 

@@ -40,7 +40,7 @@ def check_metadata(value: Any, what: str = "metadata") -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"{what}={value!r:.200}: expected a dict with str keys")
     try:
-        json.dumps(value)
+        json.dumps(value, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what} can't be stored as JSON: {error}. Use str, numbers, lists and dicts.") from None
     return value

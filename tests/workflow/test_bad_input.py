@@ -86,7 +86,7 @@ def test_wrong_arguments_of_a_function_name_the_function_and_its_signature() -> 
         workflow.run(increment.bind(1, nosuch=2))
 
 
-@pytest.mark.parametrize("wrong", [[], {1: 2}, {"a": object()}, "text"])
+@pytest.mark.parametrize("wrong", [[], {1: 2}, {"a": object()}, "text", {"a": "\ud800"}])
 def test_metadata_that_json_cannot_hold_is_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match="metadata"):
         workflow.run(identity.bind(1), metadata=wrong)

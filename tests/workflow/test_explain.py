@@ -161,8 +161,10 @@ def test_values_that_are_missing_or_cut_are_told(jobs: Any, fresh: str, tmp_path
     assert problem["task_id"] == f"{MODULE}.total"
     assert f"is damaged: {len(data) - 1} bytes of {len(data)}" in problem["what"]
     blob.unlink()
-    (problem,) = workflow.explain(fresh)["problems"]
+    found = workflow.explain(fresh)
+    (problem,) = found["problems"]
     assert "is missing from the store" in problem["what"]
+    assert [t["task_id"] for t in found["tasks"] if "can't be read" in t["because"]] == [f"{MODULE}.load"]
     blob.write_bytes(data)
     assert workflow.explain(fresh)["problems"] == []
 

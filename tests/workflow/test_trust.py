@@ -356,6 +356,7 @@ def test_a_temporary_folder_is_one_that_only_this_user_can_write_to(tmp_path: Pa
         ({"trust": "none"}, "trust='none': expected one of data, signed, all"),
         ({"trust": "signed"}, "needs keys="),
         ({"trust": "signed", "keys": "/nonexistent/keys"}, "/nonexistent/keys"),
+        ({"trust": "all", "keys": "/nonexistent/keys"}, "/nonexistent/keys"),
         ({"trust": "all", "serializers": []}, "at least one name"),
         ({"trust": "all", "serializers": "data"}, "expected a list of names"),
         ({"trust": "data", "serializers": ["pickle"]}, "leaves none of the serializers"),
