@@ -4,8 +4,11 @@
     python benchmarks/compare.py --rounds 1 --only "chain 200" --no-write
 
 Makes the environments of the others itself (a folder per system, kept between runs). In each round the systems take
-turns on each shape, in a process of their own, with 2 CPUs; the table holds medians, the spread between the fastest
-and the slowest, and the ratio to Ray Workflows. Seconds are only comparable within one run.
+turns on each shape, in a process of their own, with 2 CPUs, in another order each round; the table holds medians, the
+spread between the fastest and the slowest, and the ratio to Ray Workflows. Seconds are only comparable within one run.
+
+What a run has stored stays until all is measured. ext4 takes up to 40 times as long to make a file while it steps over
+the inodes of thousands that were deleted in the last minutes, so the next system would pay for the last one's files.
 """
 
 from __future__ import annotations
@@ -57,8 +60,8 @@ def environment(name: str, needs: list[str] | None, folder: Path) -> str:
     return str(python)
 
 
-def measure(name: str, python: str, script: str, shape: str) -> list[dict[str, float]]:
-    folder = tempfile.mkdtemp(prefix="perdure-bench-")
+def measure(name: str, python: str, script: str, shape: str, place: Path) -> list[dict[str, float]]:
+    folder = tempfile.mkdtemp(dir=place)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PERDURE_"))}
     try:
         done = subprocess.run(
@@ -72,8 +75,6 @@ def measure(name: str, python: str, script: str, shape: str) -> list[dict[str, f
     except subprocess.TimeoutExpired:
         print(f"  {name}: {shape}: longer than 300 s", file=sys.stderr)
         return []
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or (not lines and "not durable" not in name and "DBOS" not in name):
         print(f"  {name}: {shape}: exit {done.returncode}\n{done.stderr[-1500:]}", file=sys.stderr)
@@ -93,6 +94,7 @@ def main() -> int:
     folder = Path(options.environments)
     folder.mkdir(parents=True, exist_ok=True)
     pythons = {name: environment(name, needs, folder) for name, (_, needs) in chosen.items()}
+    place = Path(tempfile.mkdtemp(prefix="perdure-bench-"))
     load = os.getloadavg()[0]
     seconds: dict[tuple[str, str], list[float]] = {}
     writes: list[float] = []
@@ -100,14 +102,16 @@ def main() -> int:
         for shape in shapes:
             if shape == "1,000 sleeps of 5 s" and number:
                 continue
-            for name, (script, _) in chosen.items():
-                for line in measure(name, pythons[name], script, shape):
+            turn = list(chosen.items())
+            for name, (script, _) in turn[number % len(turn) :] + turn[: number % len(turn)]:
+                for line in measure(name, pythons[name], script, shape, place):
                     seconds.setdefault((shape, name), []).append(line["seconds"])
                     if "writes per task" in line:
                         writes.append(line["writes per task"])
                 found = seconds.get((shape, name))
                 if found:
                     print(f"round {number + 1}: {shape}: {name}: {statistics.median(found):.3f} s", flush=True)
+    shutil.rmtree(place, ignore_errors=True)
     text = render(shapes, list(chosen), seconds, writes, load, options.rounds)
     print(text)
     if not options.no_write:

@@ -443,6 +443,10 @@ class CoordinatorActor:
         if self.runner is not None:
             self.runner.batch_news(name, replies)
 
+    async def batch_more(self, name: str, replies: list[tuple[int, Any]]) -> list[bytes]:
+        """A worker reports a round of a batch, and asks for the next."""
+        return await self.runner.batch_more(name, replies) if self.runner is not None else []
+
     async def may_begin(self, coordinator_id: str) -> float | None:
         """L3: the boot clock if attempts of this coordinator may begin now."""
         coordinator = self.coordinator

@@ -10,7 +10,8 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -21,7 +22,7 @@ from perdure.clock import provably_gone
 from perdure.events.waits import Waits
 from perdure.graph import Failure, Payload
 from perdure.onray import worker, worker_batch
-from perdure.onray.batching import Batches
+from perdure.onray.batching import Batches, More
 from perdure.onray.dag import Upload
 from perdure.onray.failures import exception_payload, text_of
 from perdure.onray.options import strategy_from_data
@@ -89,6 +90,14 @@ class Residents:
             self.bytes -= old[1]
 
 
+@dataclass(frozen=True)
+class _Open:
+    """A batch whose Ray task is under way: ``take(index, reply)``, and the next round's specs."""
+
+    take: Callable[[int, Any], None]
+    more: Callable[[], Awaitable[list[bytes]]]
+
+
 class RayRunner:
     """Runs jobs on the cluster that this process belongs to."""
 
@@ -111,7 +120,7 @@ class RayRunner:
         self._plain_owner = ""
         self._separate: dict[str, bool] = {}
         self._batch_number = 0
-        self._open_batches: dict[str, Callable[[int, Any], None]] = {}
+        self._open_batches: dict[str, _Open] = {}
         self._cpus = 1
         self._cpus_read = float("-inf")
         self._load = ray.remote(worker.load_blob)
@@ -149,22 +158,32 @@ class RayRunner:
             self._cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         return 2 * self._cpus
 
-    async def _together(self, jobs: list[Job], tell: Callable[[int, Result], None]) -> None:
-        """One Ray task for several attempts. Where it fails as a whole nothing is told, and they run alone: tiny
-        tasks with retries only, so that what ran unreported may run again."""
+    async def _together(self, jobs: list[Job], tell: Callable[[int, Result], None], more: More) -> None:
+        """One Ray task for several attempts, and for those that its worker asks for before it ends. Where it fails as a
+        whole nothing is told, and they run alone: tiny tasks with retries only, so that what ran unreported may run
+        again."""
         self._batch_number += 1
         name = f"{self.coordinator}/{self._batch_number}"
 
+        told: set[int] = set()
+
         def take(index: int, reply: Any) -> None:
+            if index in told:  # a worker that did not hear that it was heard
+                return
+            told.add(index)
             result = self._result(jobs[index], reply)
             if not (isinstance(result, NotBegun) and result.reason == worker_batch.HANDED_BACK):
                 tell(index, result)
 
-        self._open_batches[name] = take
-        specs = [worker.encode_spec(self._spec(job, tuple((w, p, "") for w, p in job.tops), ())) for job in jobs]
-        ref = self._remote(jobs[0], batch=True).remote(name, specs)
+        async def give() -> list[bytes]:
+            new = await more()
+            jobs.extend(new)
+            return [self._batch_spec(job) for job in new]
+
+        self._open_batches[name] = _Open(take, give)
+        ref = self._remote(jobs[0], batch=True).remote(name, [self._batch_spec(job) for job in jobs])
         try:
-            for index, reply in enumerate(await ref):
+            for index, reply in await ref:
                 take(index, reply)
         except asyncio.CancelledError:
             _kill(ref)
@@ -174,12 +193,23 @@ class RayRunner:
         finally:
             del self._open_batches[name]
 
-    def batch_news(self, name: str, replies: list[tuple[int, Any]]) -> None:
-        """A worker reports part of a batch early, because one member takes long."""
-        take = self._open_batches.get(name)
-        if take is not None:
-            for index, reply in replies:
-                take(index, reply)
+    def _batch_spec(self, job: Job) -> bytes:
+        return worker.encode_spec(self._spec(job, tuple((w, p, "") for w, p in job.tops), ()))
+
+    def batch_news(self, name: str, replies: list[tuple[int, Any]]) -> bool:
+        """A worker reports part of a batch early; whether the batch is known here."""
+        batch = self._open_batches.get(name)
+        if batch is None:
+            return False
+        for index, reply in replies:
+            batch.take(index, reply)
+        return True
+
+    async def batch_more(self, name: str, replies: list[tuple[int, Any]]) -> list[bytes]:
+        """A worker reports a round of a batch, and gets the next one; nothing: that was all."""
+        if not self.batch_news(name, replies):
+            return []
+        return await self._open_batches[name].more()
 
     async def _alone(self, job: Job) -> Result:
         for _ in range(_ENV_RETRIES):

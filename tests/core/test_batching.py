@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 from support.doubles import packed
 
-from perdure.onray.batching import BATCH_SECONDS, LARGEST, Batches
+from perdure.onray.batching import BATCH_SECONDS, LARGEST, LINGER_SECONDS, OPEN_SECONDS, Batches, More
 from perdure.scheduler import NotBegun, Result, Value
 
 
 class Lab:
-    """Counts Ray tasks; ``seconds`` is what each attempt reports as its duration."""
+    """Counts Ray tasks; ``seconds`` is what each attempt reports as its duration. ``stays``: a worker asks for more."""
 
-    def __init__(self, seconds: float, width: int = 2) -> None:
+    def __init__(self, seconds: float, width: int = 2, *, stays: bool = False) -> None:
         self.seconds = seconds
+        self.stays = stays
+        self.rounds: list[list[Any]] = []
+        self.dies_after: int | None = None
         self.alone: list[Any] = []
         self.batches: list[list[Any]] = []
         self.hold: asyncio.Event | None = None
@@ -35,14 +38,23 @@ class Lab:
         await asyncio.sleep(0)
         return self.value(job)
 
-    async def _together(self, jobs: list[Any], tell: Callable[[int, Result], None]) -> None:
-        self.batches.append(jobs)
-        await asyncio.sleep(0)
-        if self.fail:
-            return
-        for index, job in enumerate(jobs):
-            if job not in self.untold:
-                tell(index, self.value(job))
+    async def _together(self, jobs: list[Any], tell: Callable[[int, Result], None], more: More) -> None:
+        whole = list(jobs)
+        self.batches.append(whole)
+        first = 0
+        while jobs:
+            self.rounds.append(jobs)
+            if self.hold is not None:
+                await self.hold.wait()
+            await asyncio.sleep(0)
+            if self.fail or len(self.rounds) == self.dies_after:
+                return
+            for index, job in enumerate(jobs):
+                if job not in self.untold:
+                    tell(first + index, self.value(job))
+            first += len(jobs)
+            jobs = await more() if self.stays else []  # type: ignore[assignment]
+            whole += jobs
 
     async def run(self, count: int) -> list[Result]:
         return await asyncio.gather(*[self.batching.run("kind", n) for n in range(count)])  # type: ignore[arg-type]
@@ -72,8 +84,8 @@ async def test_tiny_functions_share_what_would_queue_and_each_gets_its_own_resul
     await lab.warm()
     results = await lab.run(200)
     assert results == [lab.value(n) for n in range(200)]
-    assert len(lab.alone) + len(lab.batches) < 40
-    assert sum(map(len, lab.batches)) + len(lab.alone) == 200
+    assert len(lab.batches) < 40
+    assert sum(map(len, lab.batches)) == 200
     assert max(map(len, lab.batches)) <= LARGEST
 
 
@@ -82,9 +94,10 @@ async def test_nothing_waits_for_company_while_there_is_room() -> None:
     await lab.warm()
     lab.hold = asyncio.Event()
     running = asyncio.ensure_future(lab.run(4))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert len(lab.alone) == 4
+    async with asyncio.timeout(10):
+        while len(lab.batches) < 4:
+            await asyncio.sleep(0)
+    assert lab.batches == [[0], [1], [2], [3]]
     lab.hold.set()
     await running
 
@@ -120,7 +133,7 @@ async def test_a_batch_whose_last_wanted_member_is_cancelled_is_ended() -> None:
     stuck: list[Any] = []
     ended: list[bool] = []
 
-    async def together(jobs: list[Any], tell: Callable[[int, Result], None]) -> None:
+    async def together(jobs: list[Any], tell: Callable[[int, Result], None], more: More) -> None:
         for index, job in enumerate(jobs[1:], 1):
             tell(index, lab.value(job))
         stuck.append(jobs[0])
@@ -156,3 +169,88 @@ async def test_a_cancelled_member_is_left_out_and_the_others_go_on() -> None:
     assert not any(isinstance(result, NotBegun) for result in done)
     assert not any(10 in batch for batch in lab.batches)
     assert 10 not in lab.alone
+
+
+# -- batches that stay open ------------------------------------------------------------------------------------------
+
+
+async def test_what_follows_at_once_goes_to_the_worker_that_is_there() -> None:
+    lab = Lab(seconds=0.0001, stays=True)
+    await lab.warm()
+    for n in range(50):
+        assert await lab.batching.run("kind", n) == lab.value(n)  # type: ignore[arg-type]
+    assert len(lab.rounds) == 50
+    assert len(lab.batches) <= 2, "links of a chain share a Ray task"
+    assert not lab.alone
+
+
+async def test_a_backlog_is_worked_off_by_those_that_ask_for_more() -> None:
+    lab = Lab(seconds=0.0001, stays=True)
+    await lab.warm()
+    assert await lab.run(2000) == [lab.value(n) for n in range(2000)]
+    assert len(lab.batches) == 2
+    assert max(map(len, lab.rounds)) <= LARGEST
+
+
+async def test_a_worker_that_nothing_is_left_for_is_let_go() -> None:
+    lab = Lab(seconds=0.0001, stays=True)
+    await lab.warm()
+    await lab.run(3)
+    kind = lab.batching.kinds["kind"]
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with asyncio.timeout(10):
+        while kind.under_way:
+            await asyncio.sleep(0)
+    assert not kind.idle
+    assert loop.time() - began < 50 * LINGER_SECONDS
+    assert await lab.run(3) == [lab.value(n) for n in range(3)]
+
+
+async def test_a_worker_is_not_kept_for_ever_however_much_there_is_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab(seconds=0.0001, width=1, stays=True)
+    await lab.warm()
+    clock = asyncio.get_running_loop().time
+    late = 0.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock() + late)
+    for n in range(20):
+        assert await lab.batching.run("kind", n) == lab.value(n)  # type: ignore[arg-type]
+        late += OPEN_SECONDS / 4
+    assert 3 <= len(lab.batches) <= 8, "others wait for its CPU"
+
+
+async def test_what_a_worker_was_given_before_it_died_runs_alone() -> None:
+    lab = Lab(seconds=0.0001, width=1, stays=True)
+    await lab.warm()
+    lab.dies_after = 3
+    for n in range(6):
+        assert await lab.batching.run("kind", n) == lab.value(n)  # type: ignore[arg-type]
+    assert lab.alone == [2]
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_what_is_given_in_the_moment_in_which_a_worker_dies_is_not_lost(turns: int) -> None:
+    lab = Lab(seconds=0.0001, width=1)
+    await lab.warm()
+    asked, over = asyncio.Event(), asyncio.Event()
+    asking: list[asyncio.Future[Any]] = []
+
+    async def together(jobs: list[Any], tell: Callable[[int, Result], None], more: More) -> None:
+        for index, job in enumerate(jobs):
+            tell(index, lab.value(job))
+        asking.append(asyncio.ensure_future(more()))
+        await asyncio.sleep(0)
+        asked.set()
+        await over.wait()  # and then its Ray task fails
+
+    lab.batching.together = together
+    assert await lab.batching.run("kind", 0) == lab.value(0)  # type: ignore[arg-type]
+    await asked.wait()
+    over.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        assert await lab.batching.run("kind", 1) == lab.value(1)  # type: ignore[arg-type]
+        while lab.batching.kinds["kind"].under_way:
+            await asyncio.sleep(0)
+    await asyncio.gather(*asking)
