@@ -25,8 +25,8 @@ from perdure.onray import cluster
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "care.md"
 MEBI = 1 << 20
-TARGET = 256
-"""MiB above an idle command, whatever the store holds: what is said in docs/store-care.md."""
+TARGET = 128
+"""MiB above an idle command, whatever the store holds."""
 
 
 @ray.remote
