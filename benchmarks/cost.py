@@ -32,9 +32,10 @@ from perdure.conformance.proxy import Fault, FaultProxy, Request  # noqa: E402
 DELAY = 0.03
 IDLE_SECONDS = 20.0
 
-# List prices as the design of the storage protocol takes them, November 2026: S3 Standard in us-east-1, GCS Standard in
-# a single region. Dollars per request. Not looked up by this script: compare aws.amazon.com/s3/pricing and
-# cloud.google.com/storage/pricing. Deletes are free in both; so is traffic within the region.
+# List prices in November 2026, dollars per request: S3 Standard in us-east-1 (aws.amazon.com/s3/pricing: $0.005 per
+# 1,000 PUT or LIST, $0.0004 per 1,000 GET), GCS Standard in a single region (cloud.google.com/storage/pricing-examples:
+# $0.005 per 1,000 class A, $0.0004 per 1,000 class B). Not looked up by this script. Deletes are free in both; so is
+# traffic within the region.
 PRICES = {
     "s3": {"write": 5e-6, "list": 5e-6, "read": 0.4e-6, "delete": 0.0},
     "gs": {"write": 5e-6, "list": 5e-6, "read": 0.4e-6, "delete": 0.0},
