@@ -56,7 +56,7 @@ class ChainStore(Protocol):
         """
 
     async def get(self, key: str) -> bytes | memoryview: ...
-    async def get_many(self, keys: Sequence[str]) -> list[bytes | memoryview | StoreError]: ...
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | memoryview | StoreError | CorruptedError]: ...
     async def list_keys(self, prefix: str, start_after: str | None = None) -> list[str]: ...
     async def delete(self, key: str) -> None: ...
     async def delete_many(self, keys: Sequence[str]) -> None: ...
@@ -227,6 +227,8 @@ class Chain:
             if isinstance(data, StoreError):
                 raise data
             try:
+                if isinstance(data, CorruptedError):
+                    raise data
                 have[n] = decode_segment(data, name, n)
             except CorruptedError:
                 if n == last or n > have[last].header.base:
@@ -241,7 +243,7 @@ class Chain:
         for name, data in zip(names, await self.store.get_many(names), strict=True):
             if isinstance(data, NotFound):
                 raise CorruptedError(f"{name} is missing, but the chain's base names it", key=name)
-            if isinstance(data, StoreError):
+            if isinstance(data, StoreError | CorruptedError):
                 raise data
             out.append(decode_segment(data, name).records)
         return out

@@ -19,10 +19,10 @@ import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from perdure.backoff import Backoff
-from perdure.errors import AlreadyExists, NotFound, StoreError, StoreUnavailable
+from perdure.errors import AlreadyExists, CorruptedError, NotFound, StoreError, StoreUnavailable
 from perdure.seal import Seal, strip
 from perdure.store import BytesLike, Chunks, Data, Store
 
@@ -138,9 +138,10 @@ class GuardedStore:
         data = await self._insist(lambda: self.store.get(key, start, end))
         return data if start is not None or end is not None else self._open(key, data)
 
-    async def get_many(self, keys: Sequence[str]) -> list[Data | StoreError]:
-        """``Store.get_many``; what could not be had is asked for again."""
-        results = await self._insist(lambda: self.store.get_many(keys))
+    async def get_many(self, keys: Sequence[str]) -> list[Data | StoreError | CorruptedError]:
+        """``Store.get_many``; what could not be had is asked for again. What has no valid signature is an error of its
+        own: it may be one that nobody needs."""
+        results: list[Any] = await self._insist(lambda: self.store.get_many(keys))
         missed = [n for n, result in enumerate(results) if isinstance(result, StoreUnavailable)]
         for n, found in enumerate(results):
             try:
@@ -148,7 +149,7 @@ class GuardedStore:
                     results[n] = await self.get(keys[n])
                 elif not isinstance(found, StoreError):
                     results[n] = self._open(keys[n], found)
-            except StoreError as e:
+            except (StoreError, CorruptedError) as e:
                 results[n] = e
         return results
 

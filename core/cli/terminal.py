@@ -116,14 +116,15 @@ class Terminal:
             if code is None or (isinstance(error, ValueError | TypeError) and not _ours(error)):
                 traceback.print_exc()
                 self.stop("this is a bug in Perdure; please report it with the lines above", Exit.BUG)
-            self.stop(f"{error}{_remedy(error)}", code)
+            self.stop(_with_remedy(error), code)
 
 
-def _remedy(error: Exception) -> str:
-    """What helps where a workflow's journal is damaged, unless the error says so itself."""
-    if isinstance(error, CorruptedError) and (error.key or "").startswith("w/") and "`perdure" not in str(error):
-        return ". Restore it from a copy, or go on without it: `perdure repair`"
-    return ""
+def _with_remedy(error: Exception) -> str:
+    """Its text, with what helps where a workflow's journal is damaged, unless it says so itself."""
+    text = str(error)
+    if isinstance(error, CorruptedError) and (error.key or "").startswith("w/") and "`perdure" not in text:
+        text = f"{text.rstrip('.')}. Restore it from a copy, or go on without it: `perdure repair`"
+    return text
 
 
 def _ours(error: BaseException) -> bool:

@@ -141,8 +141,9 @@ async def test_a_guarded_store_seals_what_it_creates_and_verifies_what_it_reads(
     await store.create(KEY[:-1] + "5", moved)
     with pytest.raises(SignatureError):
         await sealed.get(KEY[:-1] + "5")
-    with pytest.raises(SignatureError):
-        await sealed.get_many([KEY, KEY[:-1] + "5"])
+    right, wrong = await sealed.get_many([KEY, KEY[:-1] + "5"])  # it may be one that nobody needs
+    assert bytes(right) == segment()  # type: ignore[arg-type]
+    assert isinstance(wrong, SignatureError)
     await store.aclose()
 
 
