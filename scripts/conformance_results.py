@@ -121,8 +121,8 @@ KNOWN = {
 """What else is known of failures."""
 
 ONLY_BASE = {
-    "gs": "fake-gcs-server goes through all objects of the bucket for each page of a list, and sorts them: the cases with "
-    "thousands of keys take minutes each, and FULL had judged 49 of 193 cases after 40 minutes.",
+    "gs": "fake-gcs-server goes through all objects of the bucket for each page of a list, and sorts them: the cases "
+    "with thousands of keys take minutes each, and FULL had judged 49 of 193 cases after 40 minutes.",
 }
 """Stores whose FULL level is not run, and why."""
 
