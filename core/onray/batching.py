@@ -36,6 +36,7 @@ _UP: Final = 0.05
 
 Member: TypeAlias = tuple[Job, asyncio.Future[Result]]
 More: TypeAlias = Callable[[], Awaitable[list[Job]]]
+Tell: TypeAlias = Callable[[int, Result | None], None]
 
 
 @dataclass
@@ -69,10 +70,12 @@ class _Kind:
 
 @dataclass(eq=False)
 class _Batch:
-    """One Ray task: its members, in the order in which it got them. ``waiting``: its worker asks for more."""
+    """One Ray task: its members, in the order in which it got them. ``heard``: indices of those that its worker is done
+    with, one way or the other. ``waiting``: its worker asks for more."""
 
     members: list[Member]
     began: float
+    heard: set[int] = field(default_factory=set)
     waiting: asyncio.Future[list[Member]] | None = None
     over: bool = False
 
@@ -82,19 +85,25 @@ class _Batch:
         if not self.waiting.done():
             self.waiting.set_result(members)
 
+    @property
+    def unwanted(self) -> bool:
+        """Whether its worker is busy with nothing but what has been cancelled."""
+        open_ = [future for i, (_, future) in enumerate(self.members) if i not in self.heard]
+        return bool(open_) and all(future.done() for future in open_) and any(future.cancelled() for future in open_)
+
 
 class Batches:
     """Runs jobs alone or together.
 
     ``alone`` runs one. ``together`` runs several of one kind, and what ``more`` gives it when it has told those; it
-    calls ``tell(index, result)`` for each, counted from its first job, as it becomes known; what it never tells runs
-    alone. ``width`` tells how many Ray tasks can run at once.
+    calls ``tell(index, result)`` for each, counted from its first job, as it becomes known. None: it did not begin, and
+    runs alone at once; what is never told runs alone in the end. ``width`` tells how many Ray tasks can run at once.
     """
 
     def __init__(
         self,
         alone: Callable[[Job], Awaitable[Result]],
-        together: Callable[[list[Job], Callable[[int, Result], None], More], Awaitable[None]],
+        together: Callable[[list[Job], Tell, More], Awaitable[None]],
         width: Callable[[], int],
     ) -> None:
         self.alone = alone
@@ -143,15 +152,20 @@ class Batches:
     async def _batch(self, kind: _Kind, batch: _Batch) -> None:
         together: asyncio.Future[None] | None = None
 
-        def tell(index: int, result: Result) -> None:
-            future = batch.members[index][1]
-            if not future.done():
+        def tell(index: int, result: Result | None) -> None:
+            job, future = batch.members[index]
+            if index in batch.heard:
+                return
+            batch.heard.add(index)
+            if result is None:
+                self._go_alone(kind, [(job, future)])
+            elif not future.done():
                 kind.learn(result)
                 future.set_result(result)
 
-        def ended(future: asyncio.Future[Result]) -> None:
+        def ended(_: object) -> None:
             # a long member whose result nobody wants any more is ended; the others have been told by then
-            if future.cancelled() and together is not None and all(f.done() for _, f in batch.members):
+            if together is not None and batch.unwanted:
                 together.cancel()
 
         async def more() -> list[Job]:
@@ -177,7 +191,7 @@ class Batches:
             batch.over = True
             if batch.waiting is not None:
                 self._stop_waiting(kind, batch)
-            self._go_alone(kind, batch.members)
+            self._go_alone(kind, [member for i, member in enumerate(batch.members) if i not in batch.heard])
             self._fill(kind)
 
     def _go_alone(self, kind: _Kind, members: list[Member]) -> None:
@@ -198,11 +212,12 @@ class Batches:
         kind.idle.append(batch)
         timer = loop.call_later(LINGER_SECONDS, self._stop_waiting, kind, batch)
         try:
-            given = await batch.waiting
+            return await batch.waiting
         finally:
             timer.cancel()
-        batch.waiting = None
-        return given
+            if batch in kind.idle:  # this call itself is cancelled: nothing is given to it any more
+                kind.idle.remove(batch)
+            batch.waiting = None
 
     @staticmethod
     def _stop_waiting(kind: _Kind, batch: _Batch) -> None:

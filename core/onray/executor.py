@@ -22,7 +22,7 @@ from perdure.clock import provably_gone
 from perdure.events.waits import Waits
 from perdure.graph import Failure, Payload
 from perdure.onray import worker, worker_batch
-from perdure.onray.batching import Batches, More
+from perdure.onray.batching import Batches, More, Tell
 from perdure.onray.dag import Upload
 from perdure.onray.failures import exception_payload, text_of
 from perdure.onray.options import strategy_from_data
@@ -158,7 +158,7 @@ class RayRunner:
             self._cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         return 2 * self._cpus
 
-    async def _together(self, jobs: list[Job], tell: Callable[[int, Result], None], more: More) -> None:
+    async def _together(self, jobs: list[Job], tell: Tell, more: More) -> None:
         """One Ray task for several attempts, and for those that its worker asks for before it ends. Where it fails as a
         whole nothing is told, and they run alone: tiny tasks with retries only, so that what ran unreported may run
         again."""
@@ -172,8 +172,8 @@ class RayRunner:
                 return
             told.add(index)
             result = self._result(jobs[index], reply)
-            if not (isinstance(result, NotBegun) and result.reason == worker_batch.HANDED_BACK):
-                tell(index, result)
+            handed_back = isinstance(result, NotBegun) and result.reason == worker_batch.HANDED_BACK
+            tell(index, None if handed_back else result)
 
         async def give() -> list[bytes]:
             new = await more()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.doubles import packed
 
-from perdure.onray.batching import BATCH_SECONDS, LARGEST, LINGER_SECONDS, OPEN_SECONDS, Batches, More
+from perdure.onray.batching import BATCH_SECONDS, LARGEST, LINGER_SECONDS, OPEN_SECONDS, Batches, More, Tell
 from perdure.scheduler import NotBegun, Result, Value
 
 
@@ -254,3 +254,71 @@ async def test_what_is_given_in_the_moment_in_which_a_worker_dies_is_not_lost(tu
         while lab.batching.kinds["kind"].under_way:
             await asyncio.sleep(0)
     await asyncio.gather(*asking)
+
+
+@pytest.mark.parametrize("cancelled_first", [False, True])
+async def test_what_a_long_member_holds_up_begins_at_once_and_the_long_one_can_be_ended(cancelled_first: bool) -> None:
+    lab = Lab(seconds=0.0001, width=1)
+    await lab.warm()
+    begun, hand_back, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def together(jobs: list[Any], tell: Tell, more: More) -> None:
+        begun.set()
+        await hand_back.wait()
+        for index in range(1, len(jobs)):
+            tell(index, None)  # the watchdog: these have not begun
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.set()
+            raise
+
+    first = asyncio.ensure_future(lab.batching.run("kind", 100))  # type: ignore[arg-type]  # makes the others queue
+    await asyncio.sleep(0)
+    await first
+    kind = lab.batching.kinds["kind"]
+    lab.batching.together = together
+    kind.under_way += 1
+    running = [asyncio.ensure_future(lab.batching.run("kind", n)) for n in range(8)]  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    kind.under_way -= 1
+    lab.batching._fill(kind)
+    async with asyncio.timeout(5):
+        await begun.wait()
+        if cancelled_first:
+            running[0].cancel()
+            await asyncio.sleep(0)
+        hand_back.set()
+        assert await asyncio.gather(*running[1:]) == [lab.value(n) for n in range(1, 8)]
+        assert sorted(lab.alone) == list(range(1, 8))
+        running[0].cancel()
+        await ended.wait()
+        while kind.under_way:
+            await asyncio.sleep(0)
+
+
+async def test_a_question_for_more_that_is_given_up_leaves_nobody_waiting() -> None:
+    lab = Lab(seconds=0.0001, width=1)
+    await lab.warm()
+    asking: list[asyncio.Future[Any]] = []
+    over = asyncio.Event()
+
+    async def together(jobs: list[Any], tell: Tell, more: More) -> None:
+        for index, job in enumerate(jobs):
+            tell(index, lab.value(job))
+        if not asking:
+            asking.append(asyncio.ensure_future(more()))
+            await over.wait()
+
+    lab.batching.together = together
+    assert await lab.batching.run("kind", 0) == lab.value(0)  # type: ignore[arg-type]
+    kind = lab.batching.kinds["kind"]
+    async with asyncio.timeout(5):
+        while not kind.idle:
+            await asyncio.sleep(0)
+        asking[0].cancel()
+        await asyncio.sleep(0)
+        assert not kind.idle
+        second = asyncio.ensure_future(lab.batching.run("kind", 1))  # type: ignore[arg-type]
+        over.set()
+        assert await second == lab.value(1)
