@@ -161,7 +161,14 @@ class CorruptedError(PerdureError):
 
 
 class SignatureError(CorruptedError):
-    """A journal object under ``trust="signed"`` has no valid signature for its place."""
+    """A journal object under ``trust="signed"`` has no valid signature for its place.
+
+    Attribute: ``unknown_key``: it may well be valid, but the key that signed it is not in the key file.
+    """
+
+    def __init__(self, message: str, *, key: str | None = None, unknown_key: bool = False) -> None:
+        super().__init__(message, key=key)
+        self.unknown_key = unknown_key
 
 
 class FormatError(PerdureError):

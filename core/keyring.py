@@ -42,6 +42,10 @@ _SIZES = {HMAC: (32, 1024), ED25519: (32, 32), ED25519_PUBLIC: (32, 32), AES_GCM
 _DOMAIN = b"perdure-signature-v1\0"
 
 
+class UnknownKey(DecodeError):
+    """Signed with a key that is not in the keyring: nothing is known of what was signed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One key. ``secret`` is not shown."""
@@ -173,7 +177,7 @@ class Keyring:
                 raise DecodeError(f"{where}: its signature can't be read") from error
             key = self.find("sign", signature.key)
             if key is None:
-                raise DecodeError(
+                raise UnknownKey(
                     f"{where} is signed with the key {signature.key!r:.80}, which is not in the keyring "
                     f"({', '.join(id for use, id in self._keys if use == 'sign') or 'no signing keys'})"
                 )

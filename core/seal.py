@@ -21,7 +21,7 @@ from typing import Final
 import blake3
 
 from perdure.errors import CorruptedError, DecodeError, SignatureError
-from perdure.keyring import Keyring, place
+from perdure.keyring import Keyring, UnknownKey, place
 from perdure.segment import MAGIC as SEGMENT
 from perdure.segment import length_of
 
@@ -70,7 +70,7 @@ class Seal:
         try:
             self.keys.verifier(_place(key), key)(_digest(inner), bytes(block))
         except DecodeError as error:
-            raise SignatureError(str(error), key=key) from None
+            raise SignatureError(str(error), key=key, unknown_key=isinstance(error, UnknownKey)) from None
         return inner
 
 

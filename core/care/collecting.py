@@ -130,6 +130,14 @@ class Collector:
             age = now - (end or start)
             if status not in wanted or age < (self.options.older_than or 0.0):
                 continue
+            try:
+                if await reading.status(workflow_id) not in wanted:  # the list is an index, its chain decides
+                    continue
+            except WorkflowNotFoundError:
+                continue
+            except CorruptedError as error:
+                self.report.refused[workflow_id] = str(error)
+                continue
             self._goes(Item("workflow", workflow_id, f"{status}, ended {age / 86400:.1f} days ago"))
             if self.options.dry_run:
                 continue

@@ -25,6 +25,7 @@ from perdure.entering import last_claim, remains
 from perdure.errors import (
     CorruptedError,
     NotFound,
+    SignatureError,
     StoreError,
     WorkflowNotResumableError,
     WorkflowStillActiveError,
@@ -64,19 +65,21 @@ class Salvage:
         return self.state.created is not None
 
 
-async def salvage(store: GuardedStore, workflow_id: str) -> Salvage:
-    """What can be read. Writes nothing.
+async def salvage(store: GuardedStore, workflow_id: str, *, any_key: bool = False) -> Salvage:
+    """What can be read. Writes nothing. ``any_key``: what is signed with a key that is not at hand counts as damaged.
 
     Raises:
         WorkflowNotFoundError: there is no such chain, or its life is over.
         FormatError: a newer Perdure's; nothing may be done to it (J8).
+        SignatureError: a key is missing, so it is not known whether anything is damaged.
+        StoreError: the store failed, which says nothing of what it holds.
     """
     keys.check_workflow_id(workflow_id)
     chain = keys.workflow_chain(workflow_id)
     names = await store.list_keys(keys.segments(chain))
     numbers = {n: name for name in names if (n := keys.segment_number(name)) is not None}
     if not numbers:
-        raise unknown(workflow_id)
+        return await _headless(store, chain, workflow_id)
     last = max(numbers)
     segments: dict[int, Segment] = {}
     wrong: dict[int, str] = {}
@@ -86,6 +89,7 @@ async def salvage(store: GuardedStore, workflow_id: str) -> Salvage:
         except NotFound:
             continue  # trimmed meanwhile
         except CorruptedError as error:
+            _check_key(error, any_key)
             wrong[number] = str(error)
     newest = segments[max(segments)] if segments else None
     if newest is not None and newest.header.kind == DELETED and newest.number == last:
@@ -96,7 +100,7 @@ async def salvage(store: GuardedStore, workflow_id: str) -> Salvage:
         found.damaged = [(numbers[n], text) for n, text in sorted(wrong.items()) if newest is None or n > newest.number]
         return found
     found = Salvage(workflow_id, View(last, token, newest.header))
-    history, after = await _longest(store, chain, segments, newest.header, last, found.damaged)
+    history, after = await _longest(store, chain, segments, newest.header, last, found.damaged, any_key)
     needed = range(newest.header.base + 1, last + 1)
     for number in needed:
         if number in wrong:
@@ -111,6 +115,19 @@ async def salvage(store: GuardedStore, workflow_id: str) -> Salvage:
     return found
 
 
+async def _headless(store: GuardedStore, chain: str, workflow_id: str) -> Salvage:
+    """No segment at all: base parts that are left can't be told from those that a base had dropped."""
+    parts = [n for key in await store.list_keys(keys.parts(chain)) if (n := keys.part_number(key)) is not None]
+    if not parts or not max(parts):  # parts of number 0 are a copy on its way into an empty chain
+        raise unknown(workflow_id)
+    return Salvage(workflow_id, View(max(parts)), damaged=[(keys.segments(chain), "the journal is gone")])
+
+
+def _check_key(error: CorruptedError, any_key: bool) -> None:
+    if isinstance(error, SignatureError) and error.unknown_key and not any_key:
+        raise error
+
+
 async def _longest(
     store: GuardedStore,
     chain: str,
@@ -118,6 +135,7 @@ async def _longest(
     newest: Header,
     last: int,
     damaged: list[tuple[str, str]],
+    any_key: bool,
 ) -> tuple[list[r.Record], list[r.Record]]:
     """The records of the base that reaches farthest with the segments after it, and those of segments behind that."""
     best, reach = list[r.Record](), -2
@@ -129,7 +147,7 @@ async def _longest(
             continue
         seen.add(base)
         wrong: list[tuple[str, str]] = []
-        records = await _parts(store, chain, header.parts, wrong)
+        records = await _parts(store, chain, header.parts, wrong, any_key)
         if base == (newest.base, newest.parts):
             damaged += wrong
         if records is None:
@@ -151,7 +169,7 @@ async def _longest(
 
 
 async def _parts(
-    store: GuardedStore, chain: str, parts: Sequence[tuple[str, int]], wrong: list[tuple[str, str]]
+    store: GuardedStore, chain: str, parts: Sequence[tuple[str, int]], wrong: list[tuple[str, str]], any_key: bool
 ) -> list[r.Record] | None:
     out: list[r.Record] = []
     for name, _ in parts:
@@ -161,6 +179,7 @@ async def _parts(
         except NotFound:
             wrong.append((key, "it is missing"))
         except CorruptedError as error:
+            _check_key(error, any_key)
             wrong.append((key, str(error)))
     return None if wrong else out
 
@@ -233,7 +252,7 @@ async def forget(hand: Hand, workflow_id: str) -> Salvage:
     """Delete a workflow, whatever is left of it. Errors as `repair`."""
     store: GuardedStore = hand.reading.store  # type: ignore[assignment]
     for _ in range(_TRIES):
-        found = await salvage(store, workflow_id)
+        found = await salvage(store, workflow_id, any_key=True)
         here = await hand.writing()
         await _nobody_drives(here, found)
         chain = here.reader.chain(workflow_id)
@@ -248,10 +267,21 @@ async def forget(hand: Hand, workflow_id: str) -> Salvage:
 
 async def _nobody_drives(here: Coordinator, found: Salvage) -> None:
     """Retire whoever may own it: the newest readable segment says who, and so do the pages of all coordinators, for an
-    entry that can't be read."""
+    entry that can't be read. Where the chain's last segments are lost, pages may tell of higher numbers: the entry that
+    is to come goes above those too, since the highest number is what a list shows.
+    """
     owners = {found.view.header.entry_by} if found.view.header is not None else set()
     for name in await here.watcher.coordinators():
-        roster = await here.watcher.roster(name)
+        try:
+            roster = await here.watcher.roster(name)
+        except CorruptedError as error:
+            raise CorruptedError(
+                f"{error}. It is not known whether its coordinator drives {found.workflow_id!r}. Nothing was changed: "
+                "restore that object from a copy first (`perdure verify` tells all that are damaged)",
+                key=error.key,
+            ) from error
+        if (entry := roster.entries.get(found.workflow_id)) is not None:
+            found.view.number = max(found.view.number, entry.number)
         if not roster.retired and found.workflow_id in roster.opened:
             owners.add(name)
     for owner in sorted(owners - {here.id}):

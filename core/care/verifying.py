@@ -152,7 +152,10 @@ class Verifier:
             return
         self._checked.add([name])
         self.report.checked["blob"] += 1
-        text = await trouble_of(self.store, name, content=self.content)
+        try:
+            text = await trouble_of(self.store, name, content=self.content)
+        except StoreError as error:
+            text = f"it can't be read: {error}"
         if not text:
             return
         again = await chain_of(self.store, prefix).read()
@@ -242,7 +245,10 @@ class Verifier:
 
 
 async def trouble_of(store: GuardedStore, name: str, *, content: bool) -> str:
-    """What is wrong with a blob, "" for nothing. ``content``: read it and compare it with its name."""
+    """What is wrong with a blob, "" for nothing. ``content``: read it and compare it with its name.
+
+    Raises StoreError: it can't be read now, which says nothing of it.
+    """
     try:
         if not content:
             await store.stat(name)
@@ -252,6 +258,4 @@ async def trouble_of(store: GuardedStore, name: str, *, content: bool) -> str:
             digest.update(chunk)
     except NotFound:
         return "missing"
-    except StoreError as error:
-        return f"it can't be read: {error}"
     return "" if digest.hexdigest() == name.rpartition("/")[2] else "its content does not fit its name"

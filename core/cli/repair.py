@@ -38,7 +38,7 @@ def repair(
         async def whole(*, look: bool) -> Salvage:
             async with opened(source) as store, hand(store) as held:
                 if look:
-                    return await salvage(store, workflow_id)
+                    return await salvage(store, workflow_id, any_key=delete)
                 return await (forget if delete else repair_one)(held, workflow_id)
 
         found = asyncio.run(whole(look=True))
@@ -60,7 +60,8 @@ def _ask(terminal: Terminal, found: Salvage, delete: bool) -> None:
 
 
 def _lost(found: Salvage) -> str:
-    return f"{len(found.given_up)} results that can be read, and all that can't; {found.state.done} results are kept"
+    after = f"{len(found.given_up)} results that can be read, and " if found.given_up else ""
+    return f"{after}what can't be read; {found.state.done} results are kept"
 
 
 def _names(found: Salvage) -> list[str]:

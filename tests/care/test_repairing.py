@@ -19,6 +19,7 @@ from perdure.care.verifying import Finding, Verifier
 from perdure.chain import CLAIMED
 from perdure.errors import (
     CorruptedError,
+    StoreError,
     WorkflowNotFoundError,
     WorkflowNotResumableError,
     WorkflowStillActiveError,
@@ -310,3 +311,79 @@ def test_a_repairer_that_dies_at_any_write_is_finished_by_the_next(call: Any, af
             break
         writes += 1
     assert writes >= 4, "a page, an announcement, the entry, and the end of the tool"
+
+
+@clusters(**FUNCTIONS)
+async def test_a_store_that_fails_while_it_is_looked_at_is_no_damage(bed: Bed) -> None:
+    b = GraphBuilder()
+    node = await bed.node("first", blob_from=500).start()
+    right = await value(node, await submit(node, "x", b.graph(b.task("large", 7))))
+    await node.call(node.coordinator.stop())
+    node.kill()
+    before = dict(bed.server.data)
+    tool = bed.node("tool")
+    store = tool.store.store
+
+    async def fails(key: str, start: Any = None, end: Any = None) -> Any:
+        raise StoreError("503 Slow Down", key=key)
+        yield b""
+
+    whole, store.download = store.download, fails  # type: ignore[method-assign,assignment]
+    with pytest.raises(StoreError, match="503"):
+        await _by(tool, repairing.repair)
+    store.download = whole  # type: ignore[method-assign]
+    assert bed.server.data == before
+    assert (await work(bed, repairing.repair, "again")).sound
+    assert await outcome(bed) == (right, 0)
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_where_the_last_segments_are_lost_the_pages_do_not_outweigh_the_repair(lost: int) -> None:
+    @clusters(False, **FUNCTIONS)
+    async def test(bed: Bed) -> None:
+        node = await bed.node("first", blob_from=500).start()
+        await value(node, await submit(node, "x", chain()))
+        await node.call(node.coordinator.stop())
+        node.kill()
+        keys_ = journal(bed)
+        for key in keys_[len(keys_) - lost :]:
+            lose(bed, key)
+        flip(bed, journal(bed)[-1])
+        await work(bed, repairing.repair)
+        reader = bed.node("reader")
+        listed = await reader.call(reader.coordinator.list_all())
+        assert listed["x"][0] is WorkflowStatus.RESUMABLE
+        assert (await collect(bed, older_than=0.0)).counts["workflow"] == 0, "it is not finished any more"
+        assert (await outcome(bed))[0] == LINKS + 1
+        assert await findings(bed) == []
+
+    test()
+
+
+@clusters(False, **FUNCTIONS)
+async def test_gc_asks_the_chain_before_it_deletes_what_the_list_calls_finished(bed: Bed) -> None:
+    node = await bed.node("first").start()
+    await value(node, await submit(node, "x", chain(3)))
+    await node.call(node.coordinator.stop())
+    node.kill()
+    lose(bed, journal(bed)[-1])  # its end: the pages still tell of it
+    reader = bed.node("reader")
+    assert (await reader.call(reader.coordinator.list_all()))["x"][0] is WorkflowStatus.SUCCESSFUL
+    assert (await collect(bed, older_than=0.0)).counts["workflow"] == 0
+    assert journal(bed)
+
+
+@clusters(False, **FUNCTIONS)
+async def test_a_workflow_whose_whole_journal_is_lost_can_be_forgotten(bed: Bed) -> None:
+    await left(bed)
+    for key in journal(bed):
+        lose(bed, key)
+    assert [f.problem for f in await findings(bed)] == ["missing"]
+    with pytest.raises(WorkflowNotResumableError, match="--delete"):
+        await work(bed, repairing.repair)
+    await work(bed, repairing.forget, "other")
+    assert await findings(bed) == []
+    assert not bed.keys("w/x/s/")
+    node = await bed.node("next").start()
+    assert "x" not in await node.call(node.coordinator.list_all())
+    assert await value(node, await submit(node, "x", chain(2))) == 3
