@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from perdure.cli.exits import Exit, code_of
-from perdure.errors import CorruptedError, PerdureError
+from perdure.errors import CorruptedError, PerdureError, SignatureError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,7 +122,9 @@ class Terminal:
 def _with_remedy(error: Exception) -> str:
     """Its text, with what helps where a workflow's journal is damaged, unless it says so itself."""
     text = str(error)
-    if isinstance(error, CorruptedError) and (error.key or "").startswith("w/") and "`perdure" not in text:
+    missing_key = isinstance(error, SignatureError) and error.unknown_key
+    in_journal = isinstance(error, CorruptedError) and (error.key or "").startswith("w/")
+    if in_journal and not missing_key and "`perdure" not in text:
         text = f"{text.rstrip('.')}. Restore it from a copy, or go on without it: `perdure repair`"
     return text
 

@@ -399,3 +399,22 @@ def test_a_signed_workflow_is_repaired_where_a_signature_is_wrong(
     assert data("verify", target)["sound"] is True, "what nobody needs any more is not read, however it is signed"
     assert [(row["status"], row["problem"]) for row in data("list", "-s", target)] == [("RESUMABLE", None)]
     assert asyncio.run(go_on(target, "open")) == right(4, 5)
+
+
+def test_a_key_that_is_not_at_hand_is_no_damage(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, other, target = tmp_path / "keys.json", tmp_path / "other.json", f"file://{tmp_path / 'target'}"
+    for path in (keys, other):
+        assert here("keys", "new", str(path)).code == 0
+    monkeypatch.setenv("PERDURE_TRUST", "signed")
+    monkeypatch.setenv("PERDURE_KEYS", str(keys))
+    data("copy", store, target, "open", "--unsigned-source")
+    before = set(keys_below(target, ""))
+    monkeypatch.setenv("PERDURE_KEYS", str(other))
+    for words in (("--dry-run",), ("--yes",)):
+        refused = here("repair", target, "open", *words)
+        assert refused.code == 7
+        assert "not in the keyring" in refused.err
+        assert "repair" not in refused.err, "what would help is the key"
+    monkeypatch.setenv("PERDURE_KEYS", str(keys))
+    assert set(keys_below(target, "")) == before
+    assert data("repair", target, "open")["sound"] is True
