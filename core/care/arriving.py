@@ -14,9 +14,10 @@ import blake3
 
 from perdure import entering, keys
 from perdure import records as r
+from perdure.care.entry import entered
 from perdure.care.lives import Fetch, Life
 from perdure.care.opening import Hand
-from perdure.chain import CREATED, LARGEST_PART, Chain, EntryLost, View
+from perdure.chain import CREATED, LARGEST_PART, Chain, View
 from perdure.coordinator import Coordinator
 from perdure.cycles import Ticket
 from perdure.errors import AlreadyExists, CorruptedError, NotFound, StoreError, WorkflowExistsError
@@ -60,16 +61,8 @@ async def _arrive(there: Coordinator, life: Life, fetch: Fetch, source: str, tic
         number = view.number + 1
         parts = await write_parts(store, chain, records, number)
         arrived = r.Arrived(source, life.number, life.token, life.birth, there.clock.wall())
-        await there.lease.announce(life.workflow_id, number)  # L2
-        try:
-            await chain.enter(CREATED, [arrived], view, parts)
-        except EntryLost:
-            there.lease.dropped(life.workflow_id)
+        if not await entered(there, chain, life.workflow_id, CREATED, [arrived], view, parts):
             continue
-        except StoreError:
-            if not chain.landed:
-                there.lease.dropped(life.workflow_id)
-            raise
         if life.finished:
             there.lease.finished(life.workflow_id, number, str(life.status), life.start, life.end)
         await _send(store, life, number)

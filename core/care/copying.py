@@ -13,9 +13,10 @@ from typing import Final
 from perdure import keys
 from perdure import records as r
 from perdure.care.arriving import arrive
+from perdure.care.entry import entered
 from perdure.care.lives import Life, blobs_from, read_life
 from perdure.care.opening import Hand
-from perdure.chain import CLAIMED, EntryLost, View
+from perdure.chain import CLAIMED, View
 from perdure.entering import last_claim
 from perdure.errors import (
     CorruptedError,
@@ -115,17 +116,8 @@ async def enter_moved(source: Hand, workflow_id: str, view: View, to: str | None
             return False
     context, _ = last_claim(view.records)
     chain = here.reader.chain(workflow_id)
-    await here.lease.announce(workflow_id, view.number + 1)  # L2
-    try:
-        await chain.enter(CLAIMED, [r.Claimed(here.clock.wall(), moved_to=to, context=context)], view)
-    except EntryLost:
-        here.lease.dropped(workflow_id)
-        return False
-    except StoreError:
-        if not chain.landed:
-            here.lease.dropped(workflow_id)
-        raise
-    return True
+    claim = r.Claimed(here.clock.wall(), moved_to=to, context=context)
+    return await entered(here, chain, workflow_id, CLAIMED, [claim], view)
 
 
 async def take_back(source: Hand, workflow_id: str) -> None:

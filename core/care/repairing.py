@@ -16,10 +16,11 @@ from typing import Final
 from perdure import keys
 from perdure import records as r
 from perdure.care.arriving import write_parts
+from perdure.care.entry import entered
 from perdure.care.lives import whole_record
 from perdure.care.opening import Hand
 from perdure.care.verifying import trouble_of
-from perdure.chain import CLAIMED, DELETED, Chain, EntryLost, View
+from perdure.chain import CLAIMED, DELETED, View
 from perdure.coordinator import Coordinator
 from perdure.entering import last_claim, remains
 from perdure.errors import (
@@ -239,7 +240,7 @@ async def repair(hand: Hand, workflow_id: str) -> Salvage:
             r.Repaired(now, tuple(key for key, _ in found.damaged[:100])),
         ]
         parts = await write_parts(store, chain, found.records, found.view.number)
-        if not await _entered(here, chain, found, CLAIMED, entry, parts):
+        if not await entered(here, chain, workflow_id, CLAIMED, entry, found.view, parts, rebased=True):
             continue
         state = found.state
         if state.phase in TERMINAL:
@@ -257,7 +258,7 @@ async def forget(hand: Hand, workflow_id: str) -> Salvage:
         await _nobody_drives(here, found)
         chain = here.reader.chain(workflow_id)
         now = here.clock.wall()
-        if not await _entered(here, chain, found, DELETED, [r.Deleted(now)], ()):
+        if not await entered(here, chain, workflow_id, DELETED, [r.Deleted(now)], found.view):
             continue
         here.lease.finished(workflow_id, chain.number, DELETED, 0.0, now)
         await store.delete_many(await remains(store, chain, chain.number))
@@ -291,26 +292,3 @@ async def _nobody_drives(here: Coordinator, found: Salvage) -> None:
                 "coordinator first (`perdure stop`).",
                 workflow_id=found.workflow_id,
             )
-
-
-async def _entered(
-    here: Coordinator,
-    chain: Chain,
-    found: Salvage,
-    kind: str,
-    records: list[r.Record],
-    parts: tuple[tuple[str, int], ...],
-) -> bool:
-    """Enter at the end of the chain. False: the slot was taken, look again."""
-    workflow_id, number = found.workflow_id, found.view.number + 1
-    await here.lease.announce(workflow_id, number)  # L2
-    try:
-        await chain.enter(kind, records, found.view, parts, rebased=True)
-    except EntryLost:
-        here.lease.dropped(workflow_id)
-        return False
-    except StoreError:
-        if not chain.landed:
-            here.lease.dropped(workflow_id)
-        raise
-    return True
