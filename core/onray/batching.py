@@ -203,6 +203,8 @@ class Batches:
     async def _more(self, kind: _Kind, batch: _Batch) -> list[Member]:
         """What the worker of a batch does next; nothing: its Ray task ends."""
         loop = asyncio.get_running_loop()
+        if batch.waiting is not None:  # Ray repeats a call; what the first one is given runs alone in the end
+            return []
         if not kind.tiny or loop.time() - batch.began > OPEN_SECONDS:
             return []
         while kind.queue:

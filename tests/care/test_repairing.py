@@ -6,8 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from simulation.server import Fate
 from simulation.world import Node
-from support.caring import blobs, collect, dies_at, in_process
+from support.caring import WRITES, blobs, collect, dies_at, in_process
 from support.doubles import GraphBuilder
 from support.simulated import Bed, clusters, resume, submit, value
 
@@ -387,3 +388,40 @@ async def test_a_workflow_whose_whole_journal_is_lost_can_be_forgotten(bed: Bed)
     node = await bed.node("next").start()
     assert "x" not in await node.call(node.coordinator.list_all())
     assert await value(node, await submit(node, "x", chain(2))) == 3
+
+
+@pytest.mark.parametrize("call", [repairing.repair, repairing.forget])
+def test_a_repairer_that_never_learns_whether_a_write_happened_goes_on(call: Any) -> None:
+    """The answer of each write in turn is lost, whether it lands or not."""
+    for lands in (0.0, None):
+        writes = 0
+        while True:
+            sent: list[str] = []
+
+            @clusters(False, **FUNCTIONS)
+            async def test(bed: Bed, write: int = writes, lands: float | None = lands, sent: list[str] = sent) -> None:
+                await left(bed)
+                flip(bed, journal(bed)[-4])
+                tool = bed.node("tool")
+
+                def rule(client: str, operation: str, key: str) -> Fate | None:
+                    if client != tool.name or operation not in WRITES:
+                        return None
+                    sent.append(f"{operation} {key}")
+                    return Fate(answered=False, back=0.01, lands=lands) if len(sent) - 1 == write else None
+
+                bed.rules.append(rule)
+                await _by(tool, call)
+                assert await findings(bed) == []
+                node = await bed.node("next").start()
+                listed = await node.call(node.coordinator.list_all())
+                if call is repairing.repair:
+                    assert await outcome(bed, "last") == (LINKS + 1, 5)
+                else:
+                    assert "x" not in listed
+
+            test()
+            if len(sent) <= writes:
+                break
+            writes += 1
+        assert writes >= 4

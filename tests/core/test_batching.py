@@ -322,3 +322,29 @@ async def test_a_question_for_more_that_is_given_up_leaves_nobody_waiting() -> N
         second = asyncio.ensure_future(lab.batching.run("kind", 1))  # type: ignore[arg-type]
         over.set()
         assert await second == lab.value(1)
+
+
+async def test_what_is_given_to_a_question_that_ray_repeats_is_not_lost() -> None:
+    lab = Lab(seconds=0.0001, width=1)
+    await lab.warm()
+    asked, over = asyncio.Event(), asyncio.Event()
+    asking: list[asyncio.Future[Any]] = []
+
+    async def together(jobs: list[Any], tell: Tell, more: More) -> None:
+        for index, job in enumerate(jobs):
+            tell(index, lab.value(job))
+        if not asking:
+            asking.extend(asyncio.ensure_future(more()) for _ in range(2))  # nobody hears the answers
+            await asyncio.sleep(0)
+            asked.set()
+            await over.wait()
+
+    lab.batching.together = together
+    assert await lab.batching.run("kind", 0) == lab.value(0)  # type: ignore[arg-type]
+    await asked.wait()
+    running = [asyncio.ensure_future(lab.batching.run("kind", n)) for n in (1, 2)]  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    over.set()
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*running) == [lab.value(1), lab.value(2)]
+        await asyncio.gather(*asking)
